@@ -1,0 +1,1 @@
+//! Many runs: where workers are started, followed and settled.

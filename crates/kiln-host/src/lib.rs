@@ -1,0 +1,1 @@
+//! The ground: processes, publishing, locks, digests, disk room.

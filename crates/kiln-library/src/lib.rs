@@ -1,0 +1,1 @@
+//! The shelves: base images and input files, content-addressed.

@@ -1,0 +1,1 @@
+//! What a build is: templates, checks, plans, events. Pure.

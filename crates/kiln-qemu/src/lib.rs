@@ -1,0 +1,1 @@
+//! The machine: QEMU, its disks and media. Knows no templates.
