@@ -1,0 +1,181 @@
+//! Run events: the one truth about a run.
+//!
+//! A worker appends them, one JSON object a line, to `events.jsonl` in the run's
+//! directory; everything else (progress on a terminal, the API's status, history)
+//! is read from there. Guest output is not here: it goes to `customization.log`.
+//!
+//! The format is a promise: a golden file holds it, and [`EVENTS_FORMAT`] in the
+//! first event says which one it is.
+
+use serde::{Deserialize, Serialize};
+
+use crate::Sha256;
+use crate::run::{Fault, Phase, RunState};
+
+/// The newest event format this build reads and the one it writes.
+pub const EVENTS_FORMAT: u32 = 1;
+
+/// One line of `events.jsonl`.
+#[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
+#[serde(rename_all = "camelCase")]
+pub struct RunEvent {
+    /// 0 for the first event; no gaps.
+    pub seq: u64,
+    /// RFC 3339 with milliseconds, UTC. For people; order is `seq`.
+    pub time: String,
+    /// Milliseconds since the run started, by a monotonic clock.
+    pub elapsed_ms: u64,
+    pub event: RunEventKind,
+}
+
+#[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
+#[serde(rename_all = "camelCase", rename_all_fields = "camelCase", tag = "kind")]
+pub enum RunEventKind {
+    RunStarted {
+        format: u32,
+        run_id: String,
+        template_name: String,
+        template_sha256: Sha256,
+        /// Name and version of the base image, for example `debian-12 12.20250101.0`.
+        source: String,
+        kiln_version: String,
+        /// 1 for the first worker of this run.
+        attempt: u32,
+    },
+    PhaseStarted {
+        phase: Phase,
+    },
+    StepStarted {
+        step: StepRef,
+    },
+    /// Not more than two a second for each step.
+    StepProgress {
+        step: StepRef,
+        done: u64,
+        /// 0 where the end is not known.
+        total: u64,
+        unit: Unit,
+    },
+    StepEnded {
+        step: StepRef,
+        outcome: StepOutcome,
+        /// One sentence: what came out, or what went wrong.
+        #[serde(default, skip_serializing_if = "String::is_empty")]
+        message: String,
+        ms: u64,
+    },
+    /// Something a person should know; never a reason to stop.
+    Notice {
+        level: NoticeLevel,
+        text: String,
+    },
+    OutputPublished {
+        output: RunOutput,
+    },
+    RunEnded {
+        state: RunState,
+        /// One sentence. For failures: the cause.
+        message: String,
+        #[serde(default, skip_serializing_if = "Option::is_none")]
+        failure: Option<Failure>,
+        ms: u64,
+    },
+}
+
+/// A step of a run: a customizer of the template, or something Kiln does itself.
+#[derive(Debug, Clone, PartialEq, Eq, Hash, Serialize, Deserialize)]
+#[serde(rename_all = "camelCase")]
+pub struct StepRef {
+    /// Unique in the run, for example `inputs`, `boot`, `customize/2`, `distribute/out`.
+    pub id: String,
+    /// What a person reads: `Shell "install nginx"`.
+    pub title: String,
+}
+
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "camelCase")]
+pub enum Unit {
+    Bytes,
+    Items,
+}
+
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "camelCase")]
+pub enum StepOutcome {
+    Succeeded,
+    Failed,
+    Canceled,
+}
+
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "camelCase")]
+pub enum NoticeLevel {
+    Info,
+    Warning,
+}
+
+/// Why a run failed, as data.
+#[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
+#[serde(rename_all = "camelCase")]
+pub struct Failure {
+    pub fault: Fault,
+    pub phase: Phase,
+    /// The failing step, if it was one.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub step: Option<StepRef>,
+    /// The cause in one sentence.
+    pub cause: String,
+    /// Each underlying error, outermost first.
+    pub chain: Vec<String>,
+    /// The last lines of `customization.log`.
+    #[serde(default, skip_serializing_if = "Vec::is_empty")]
+    pub log_tail: Vec<String>,
+    /// The last lines of the serial console.
+    #[serde(default, skip_serializing_if = "Vec::is_empty")]
+    pub console_tail: Vec<String>,
+}
+
+/// The newest run output format this build reads and the one it writes.
+pub const RUN_OUTPUT_FORMAT: u32 = 1;
+
+/// What a distributor left: the JSON file beside the artifact.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "camelCase")]
+pub struct RunOutput {
+    pub format: u32,
+    /// `runOutputName` of the template.
+    pub name: String,
+    /// `VHD` for now.
+    pub r#type: String,
+    pub run_id: String,
+    /// File name of the artifact, beside this file.
+    pub file: String,
+    /// Length of the file, bytes.
+    pub size: u64,
+    /// Size of the disk, bytes: a whole number of MiB.
+    pub virtual_size: u64,
+    /// Digest of the file, as `sha256sum FILE` prints it.
+    pub sha256: Sha256,
+    pub source: OutputSource,
+    pub template_name: String,
+    pub template_sha256: Sha256,
+    /// Hyper-V generation, `V1` or `V2`.
+    pub generation: crate::catalog::Generation,
+    pub tags: std::collections::BTreeMap<String, String>,
+    /// RFC 3339, UTC.
+    pub created_at: String,
+    pub kiln_version: String,
+    /// What is known about it: `booted in QEMU; not tried on Azure`.
+    pub status: String,
+}
+
+/// The base image an artifact was made from.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "camelCase")]
+pub struct OutputSource {
+    pub name: String,
+    pub version: String,
+    pub sha256: Sha256,
+    /// As the template wrote it: `Debian:debian-12:12-gen2:latest`.
+    pub requested: String,
+}

@@ -1,0 +1,278 @@
+//! The plan: a template with every choice made.
+//!
+//! INVARIANT: a [`BuildPlan`] is valid. [`crate::check`] is the only way to a
+//! [`CheckedTemplate`], and [`CheckedTemplate::plan`] the only way from there;
+//! a plan file is read back only in the format that was written.
+//! The same template, catalog and host give the same plan.
+
+use std::collections::BTreeMap;
+use std::path::PathBuf;
+
+use serde::{Deserialize, Serialize};
+
+use crate::Sha256;
+use crate::catalog::{PlatformName, StoredImage};
+
+/// The newest plan format this build reads and the one it writes.
+pub const PLAN_FORMAT: u32 = 1;
+
+/// A template that passed every check. It still names its base image as the
+/// template does (`latest` is resolved when a run starts).
+#[derive(Debug, Clone, PartialEq)]
+pub struct CheckedTemplate {
+    pub name: String,
+    /// Digest of the template's text.
+    pub sha256: Sha256,
+    pub api_version: crate::api::ApiVersion,
+    pub location: String,
+    pub tags: BTreeMap<String, String>,
+    pub source: TemplateSource,
+    pub vm_size: VmSize,
+    /// 0 keeps the base image's size.
+    pub os_disk_size_gb: u32,
+    pub customizers: Vec<Customizer>,
+    pub distributors: Vec<Distributor>,
+    pub timeout_minutes: u32,
+}
+
+/// Where the base image comes from, as the template says it.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub enum TemplateSource {
+    Platform { name: PlatformName, version: String },
+}
+
+/// An Azure VM size: what the guest gets.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "camelCase")]
+pub struct VmSize {
+    pub name: String,
+    pub vcpus: u32,
+    pub memory_mib: u64,
+    /// The size has a GPU in Azure; none is attached here.
+    pub gpu: bool,
+}
+
+/// What this host can give to one machine.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct HostLimits {
+    pub cpus: u32,
+    pub memory_mib: u64,
+}
+
+/// Everything a run does, with no choices left.
+#[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
+#[serde(rename_all = "camelCase", deny_unknown_fields)]
+pub struct BuildPlan {
+    pub format: u32,
+    pub template_name: String,
+    pub template_sha256: Sha256,
+    pub api_version: crate::api::ApiVersion,
+    pub location: String,
+    pub tags: BTreeMap<String, String>,
+    /// `publisher:offer:sku:version` as the template wrote it.
+    pub source_requested: String,
+    pub source: StoredImage,
+    pub machine: PlannedMachine,
+    pub customizers: Vec<Customizer>,
+    /// The default deprovisioning command line of this api-version.
+    pub deprovision: String,
+    pub distributors: Vec<Distributor>,
+    pub timeout_minutes: u32,
+    /// What a person should know before it runs.
+    pub warnings: Vec<String>,
+}
+
+#[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
+#[serde(rename_all = "camelCase", deny_unknown_fields)]
+pub struct PlannedMachine {
+    pub vm_size: VmSize,
+    /// After the host's cap.
+    pub vcpus: u32,
+    pub memory_mib: u64,
+    /// Size of the OS disk, bytes: the base's, or larger.
+    pub disk_bytes: u64,
+}
+
+/// Where the bytes of a script or file come from.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "camelCase", deny_unknown_fields)]
+pub struct InputRef {
+    pub location: InputLocation,
+    /// What the template says the digest is.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub sha256: Option<Sha256>,
+}
+
+#[derive(Clone, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "camelCase")]
+pub enum InputLocation {
+    /// An http or https address, whole. May hold a SAS token: print it only with
+    /// [`InputLocation::redacted`].
+    Url(String),
+    /// A file of this host (`file:`), absolute.
+    File(PathBuf),
+}
+
+impl InputLocation {
+    /// For people and logs: no query string, no user name, no password.
+    pub fn redacted(&self) -> String {
+        match self {
+            InputLocation::Url(url) => redact_url(url),
+            InputLocation::File(path) => format!("file:{}", path.display()),
+        }
+    }
+
+    /// The last part of the path: what a File destination that is a directory gets.
+    pub fn file_name(&self) -> String {
+        let name = match self {
+            InputLocation::Url(url) => {
+                let rest = url.split_once("://").map_or(url.as_str(), |(_, rest)| rest);
+                let path = rest.split(['?', '#']).next().unwrap_or(rest);
+                path.split_once('/').map_or("", |(_, path)| path).rsplit('/').next().unwrap_or("").to_owned()
+            }
+            InputLocation::File(path) => {
+                path.file_name().map(|n| n.to_string_lossy().into_owned()).unwrap_or_default()
+            }
+        };
+        if name.is_empty() { "download".to_owned() } else { name }
+    }
+}
+
+impl std::fmt::Debug for InputLocation {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        f.write_str(&self.redacted())
+    }
+}
+
+/// An address without what may be secret in it.
+pub fn redact_url(url: &str) -> String {
+    let (scheme, rest) = url.split_once("://").unwrap_or(("", url));
+    let (before_fragment, _) = rest.split_once('#').unwrap_or((rest, ""));
+    let (path, query) = match before_fragment.split_once('?') {
+        Some((path, _)) => (path, "?<redacted>"),
+        None => (before_fragment, ""),
+    };
+    let (authority, tail) = path.find('/').map_or((path, ""), |at| path.split_at(at));
+    let host = authority.rsplit_once('@').map_or(authority, |(_, host)| host);
+    let separator = if scheme.is_empty() { "" } else { "://" };
+    format!("{scheme}{separator}{host}{tail}{query}")
+}
+
+/// A customizer of the template, checked. Position is its place in the list, from 1.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "camelCase", deny_unknown_fields)]
+pub struct Customizer {
+    pub position: u32,
+    /// Empty where the template gives none.
+    pub name: String,
+    pub action: CustomizerAction,
+}
+
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "camelCase", rename_all_fields = "camelCase", tag = "type")]
+pub enum CustomizerAction {
+    Shell { script: Script },
+    PowerShell { script: Script, run_elevated: bool, run_as_system: bool, valid_exit_codes: Vec<i32> },
+    File { source: InputRef, destination: String },
+}
+
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "camelCase")]
+pub enum Script {
+    /// The entries of `inline`, joined by line feeds when run.
+    Inline(Vec<String>),
+    Fetched(InputRef),
+}
+
+impl Customizer {
+    /// `Shell "install nginx"`, or `Shell #2` where there is no name.
+    pub fn title(&self) -> String {
+        match self.name.as_str() {
+            "" => format!("{} #{}", self.kind(), self.position),
+            name => format!("{} \"{name}\"", self.kind()),
+        }
+    }
+
+    /// The template's word for it.
+    pub fn kind(&self) -> &'static str {
+        match self.action {
+            CustomizerAction::Shell { .. } => "Shell",
+            CustomizerAction::PowerShell { .. } => "PowerShell",
+            CustomizerAction::File { .. } => "File",
+        }
+    }
+
+    /// The word of the `(telemetry)` lines in customization.log.
+    pub fn provisioner(&self) -> &'static str {
+        match self.action {
+            CustomizerAction::Shell { .. } => "shell",
+            CustomizerAction::PowerShell { .. } => "powershell",
+            CustomizerAction::File { .. } => "file",
+        }
+    }
+
+    /// What must be fetched before it can run.
+    pub fn input(&self) -> Option<&InputRef> {
+        match &self.action {
+            CustomizerAction::Shell { script } | CustomizerAction::PowerShell { script, .. } => {
+                match script {
+                    Script::Fetched(input) => Some(input),
+                    Script::Inline(_) => None,
+                }
+            }
+            CustomizerAction::File { source, .. } => Some(source),
+        }
+    }
+}
+
+/// A distributor of the template, checked.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "camelCase", rename_all_fields = "camelCase", tag = "type")]
+pub enum Distributor {
+    #[serde(rename = "VHD")]
+    Vhd {
+        run_output_name: String,
+        /// The template's tags, overlaid by the target's.
+        tags: BTreeMap<String, String>,
+    },
+}
+
+impl Distributor {
+    pub fn run_output_name(&self) -> &str {
+        match self {
+            Distributor::Vhd { run_output_name, .. } => run_output_name,
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn redaction_leaves_host_and_path_only() {
+        for (url, shown) in [
+            (
+                "https://acct.blob.core.windows.net/c/x.sh?sv=1&sig=SECRET",
+                "https://acct.blob.core.windows.net/c/x.sh?<redacted>",
+            ),
+            ("http://user:pass@host:8080/a", "http://host:8080/a"),
+            ("https://h/a?x#sig=SECRET", "https://h/a?<redacted>"),
+            ("https://u:p@h", "https://h"),
+            ("https://h?sig=S", "https://h?<redacted>"),
+            ("no scheme?sig=S", "no scheme?<redacted>"),
+        ] {
+            assert_eq!(redact_url(url), shown);
+            assert!(!format!("{:?}", InputLocation::Url(url.into())).contains("SECRET"));
+        }
+    }
+
+    #[test]
+    fn file_names_come_from_the_path() {
+        for (url, name) in
+            [("https://h/a/b.sh?x=/y", "b.sh"), ("https://h", "download"), ("https://h/a/", "download")]
+        {
+            assert_eq!(InputLocation::Url(url.into()).file_name(), name);
+        }
+    }
+}
