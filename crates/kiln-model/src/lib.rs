@@ -11,9 +11,18 @@
 
 pub mod api;
 pub mod catalog;
+mod check;
 mod digest;
+mod document;
 pub mod event;
+mod json;
 pub mod plan;
+pub mod problem;
 pub mod run;
+pub mod template;
 
+pub use check::{CheckContext, Checked, check};
 pub use digest::{InvalidDigest, Sha256};
+pub use document::{Document, MAX_TEMPLATE_BYTES};
+pub use json::FormatError;
+pub use problem::{Problem, Problems, Severity};

@@ -1,6 +1,6 @@
 //! The plan: a template with every choice made.
 //!
-//! INVARIANT: a [`BuildPlan`] is valid. [`crate::check`] is the only way to a
+//! INVARIANT: a [`BuildPlan`] is valid. [`crate::check()`] is the only way to a
 //! [`CheckedTemplate`], and [`CheckedTemplate::plan`] the only way from there;
 //! a plan file is read back only in the format that was written.
 //! The same template, catalog and host give the same plan.
@@ -11,35 +11,13 @@ use std::path::PathBuf;
 use serde::{Deserialize, Serialize};
 
 use crate::Sha256;
-use crate::catalog::{PlatformName, StoredImage};
+use crate::catalog::StoredImage;
+use crate::json::{self, FormatError};
+use crate::problem::Problems;
+pub use crate::template::CheckedTemplate;
 
 /// The newest plan format this build reads and the one it writes.
 pub const PLAN_FORMAT: u32 = 1;
-
-/// A template that passed every check. It still names its base image as the
-/// template does (`latest` is resolved when a run starts).
-#[derive(Debug, Clone, PartialEq)]
-pub struct CheckedTemplate {
-    pub name: String,
-    /// Digest of the template's text.
-    pub sha256: Sha256,
-    pub api_version: crate::api::ApiVersion,
-    pub location: String,
-    pub tags: BTreeMap<String, String>,
-    pub source: TemplateSource,
-    pub vm_size: VmSize,
-    /// 0 keeps the base image's size.
-    pub os_disk_size_gb: u32,
-    pub customizers: Vec<Customizer>,
-    pub distributors: Vec<Distributor>,
-    pub timeout_minutes: u32,
-}
-
-/// Where the base image comes from, as the template says it.
-#[derive(Debug, Clone, PartialEq, Eq)]
-pub enum TemplateSource {
-    Platform { name: PlatformName, version: String },
-}
 
 /// An Azure VM size: what the guest gets.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
@@ -91,6 +69,33 @@ pub struct PlannedMachine {
     pub memory_mib: u64,
     /// Size of the OS disk, bytes: the base's, or larger.
     pub disk_bytes: u64,
+}
+
+impl BuildPlan {
+    /// The content of `plan.json`.
+    pub fn to_json(&self) -> String {
+        json::pretty(self)
+    }
+
+    /// Reads `plan.json`.
+    ///
+    /// # Errors
+    /// A newer format, a torn or foreign file.
+    pub fn from_json(text: &str) -> Result<Self, FormatError> {
+        json::read("the plan", text, PLAN_FORMAT)
+    }
+}
+
+impl CheckedTemplate {
+    /// Makes every choice that is left, for this base image on this host.
+    ///
+    /// # Errors
+    /// All that cannot be built: targets and fields this Kiln does not do yet, a disk
+    /// smaller than the base image's, customizers the guest's system cannot run.
+    pub fn plan(&self, image: &StoredImage, host: HostLimits) -> Result<BuildPlan, Problems> {
+        let _ = (image, host);
+        todo!()
+    }
 }
 
 /// Where the bytes of a script or file come from.
