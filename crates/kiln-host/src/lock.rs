@@ -1,0 +1,185 @@
+//! Locks that say whether their holder lives.
+//!
+//! A [`FileLock`] is a `flock` on an open file: the kernel drops it when its holder ends, however it ends, so a held
+//! lock means a living holder. Lock files are never removed, for a removed file can be locked by one process while
+//! another locks its successor of the same name.
+//!
+//! Locks are advisory, per open file, and local to a host unless the file system carries them further (NFS does).
+
+use std::fs::{File, OpenOptions};
+use std::io;
+use std::os::unix::fs::OpenOptionsExt as _;
+use std::path::{Path, PathBuf};
+use std::time::Duration;
+
+use rustix::fs::FlockOperation;
+use rustix::io::Errno;
+
+use crate::wait::{Control, Interrupted};
+
+/// `flock` has no event to select on, and a thread blocked in it cannot be called back: so it is asked at this
+/// distance, short against the work that locks are held for.
+const ASK_AGAIN: Duration = Duration::from_millis(50);
+/// [`is_held`] takes a shared lock for the moment of its question. Whoever wants the lock in that moment asks again, this
+/// often, a millisecond apart, before it takes no for an answer.
+const PROBES_OUTLASTED: u32 = 20;
+
+/// An exclusive lock, held until dropped.
+#[derive(Debug)]
+pub struct FileLock {
+    _file: File,
+    path: PathBuf,
+}
+
+/// Why a lock could not be had in time.
+#[derive(Debug, thiserror::Error)]
+pub enum LockError {
+    #[error("cannot lock {}", .path.display())]
+    Io { path: PathBuf, source: io::Error },
+    #[error("waiting for the lock {}, which another process holds", .path.display())]
+    Interrupted { path: PathBuf, source: Interrupted },
+}
+
+impl FileLock {
+    /// Takes the lock if it is free, making the file (mode 0600) where it is missing; `None` when somebody holds it,
+    /// be it this process by another [`FileLock`].
+    pub fn try_exclusive(path: impl AsRef<Path>) -> io::Result<Option<Self>> {
+        let path = path.as_ref();
+        let file = open(path, true)?;
+        for attempt in 0..PROBES_OUTLASTED {
+            match rustix::fs::flock(&file, FlockOperation::NonBlockingLockExclusive) {
+                Ok(()) => return Ok(Some(Self { _file: file, path: path.to_owned() })),
+                Err(Errno::WOULDBLOCK) => {}
+                Err(error) => return Err(error.into()),
+            }
+            // A real holder holds exclusively; only a probe shares.
+            if attempt + 1 == PROBES_OUTLASTED || !shared_by_a_probe(&file)? {
+                break;
+            }
+            std::thread::sleep(Duration::from_millis(1));
+        }
+        Ok(None)
+    }
+
+    /// Waits for the lock.
+    pub async fn exclusive(path: impl AsRef<Path>, control: &Control) -> Result<Self, LockError> {
+        let path = path.as_ref();
+        loop {
+            match Self::try_exclusive(path) {
+                Ok(Some(lock)) => return Ok(lock),
+                Ok(None) => {}
+                Err(source) => return Err(LockError::Io { path: path.to_owned(), source }),
+            }
+            control
+                .sleep(ASK_AGAIN)
+                .await
+                .map_err(|source| LockError::Interrupted { path: path.to_owned(), source })?;
+        }
+    }
+
+    pub fn path(&self) -> &Path {
+        &self.path
+    }
+}
+
+/// Whether somebody holds the lock, without taking it from anyone who wants it. A missing file is not held.
+pub fn is_held(path: impl AsRef<Path>) -> io::Result<bool> {
+    let file = match open(path.as_ref(), false) {
+        Ok(file) => file,
+        Err(error) if error.kind() == io::ErrorKind::NotFound => return Ok(false),
+        Err(error) => return Err(error),
+    };
+    shared_by_a_probe(&file).map(|shared| !shared)
+}
+
+/// Whether the file can be shared, that is: nobody holds it exclusively.
+fn shared_by_a_probe(file: &File) -> io::Result<bool> {
+    match rustix::fs::flock(file, FlockOperation::NonBlockingLockShared) {
+        Ok(()) => {
+            rustix::fs::flock(file, FlockOperation::Unlock)?;
+            Ok(true)
+        }
+        Err(Errno::WOULDBLOCK) => Ok(false),
+        Err(error) => Err(error.into()),
+    }
+}
+
+fn open(path: &Path, create: bool) -> io::Result<File> {
+    // Writable, because NFS grants an exclusive lock only on a file open for writing.
+    OpenOptions::new().read(true).write(true).create(create).truncate(false).mode(0o600).open(path)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::process::{Invocation, SpawnOptions};
+
+    #[test]
+    fn one_holder_at_a_time() {
+        let dir = tempfile::tempdir().unwrap();
+        let path = dir.path().join("lock");
+        assert!(!is_held(&path).unwrap());
+        assert!(!path.exists(), "asking makes no file");
+        let lock = FileLock::try_exclusive(&path).unwrap().unwrap();
+        assert!(FileLock::try_exclusive(&path).unwrap().is_none());
+        assert!(is_held(&path).unwrap());
+        drop(lock);
+        assert!(!is_held(&path).unwrap());
+        assert!(FileLock::try_exclusive(&path).unwrap().is_some());
+    }
+
+    #[tokio::test]
+    async fn waiting_ends_with_the_lock_or_with_the_control() {
+        let dir = tempfile::tempdir().unwrap();
+        let path = dir.path().join("lock");
+        let lock = FileLock::try_exclusive(&path).unwrap().unwrap();
+        let soon = Control::ending_in(Duration::from_millis(120));
+        let error = FileLock::exclusive(&path, &soon).await.unwrap_err();
+        assert!(matches!(error, LockError::Interrupted { source: Interrupted::DeadlinePassed, .. }));
+        let waiting = tokio::spawn({
+            let path = path.clone();
+            async move { FileLock::exclusive(&path, &Control::ending_in(Duration::from_secs(10))).await }
+        });
+        drop(lock);
+        waiting.await.unwrap().unwrap();
+    }
+
+    /// Questions must not turn a free lock into a taken one.
+    #[test]
+    fn asking_disturbs_nobody() {
+        let dir = tempfile::tempdir().unwrap();
+        let path = dir.path().join("lock");
+        std::fs::write(&path, "").unwrap();
+        let stop = std::sync::atomic::AtomicBool::new(false);
+        std::thread::scope(|scope| {
+            for _ in 0..3 {
+                scope.spawn(|| {
+                    while !stop.load(std::sync::atomic::Ordering::Relaxed) {
+                        is_held(&path).unwrap();
+                    }
+                });
+            }
+            let refused = (0..500).filter(|_| FileLock::try_exclusive(&path).unwrap().is_none()).count();
+            stop.store(true, std::sync::atomic::Ordering::Relaxed);
+            assert_eq!(refused, 0);
+        });
+    }
+
+    /// What recovery relies on: a killed holder's lock is free.
+    #[tokio::test]
+    async fn a_killed_holder_holds_nothing() {
+        let dir = tempfile::tempdir().unwrap();
+        let path = dir.path().join("lock");
+        let holder = Invocation::new("flock")
+            .arg(&path)
+            .args(["sh", "-c", "echo held; sleep 60"])
+            .spawn(SpawnOptions { stdout: crate::process::Sink::Pipe, ..SpawnOptions::default() });
+        let mut holder = holder.unwrap();
+        let mut said = [0; 5];
+        std::io::Read::read_exact(&mut holder.take_stdout().unwrap(), &mut said).unwrap();
+        assert!(is_held(&path).unwrap());
+        holder.kill_group();
+        holder.wait().await.unwrap();
+        FileLock::exclusive(&path, &Control::ending_in(Duration::from_secs(5))).await.unwrap();
+    }
+}

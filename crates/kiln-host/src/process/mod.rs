@@ -1,0 +1,32 @@
+//! The one door to external programs.
+//!
+//! ```text
+//!   Invocation  (plain data: program, arguments, environment, folder)
+//!      │ run_blocking()                 on the calling thread, until it ends
+//!      │ run(&Control)                  the same on a thread of its own; an interruption kills the group
+//!      │ spawn(SpawnOptions)            a child to keep: QEMU. Dies with us
+//!      │ spawn_session(SpawnOptions)    a child to leave: a worker. Survives us
+//!      ▼
+//!   thread "child PROGRAM": fork, wait for the leader's end, kill what is left of its group, reap, tell
+//! ```
+//!
+//! Who owns what: every program leads a process group of its own, so it and whatever it started can be ended
+//! together, and a Ctrl-C on our terminal reaches only us. The thread that forked a program lives exactly as long as the
+//! program, because `PR_SET_PDEATHSIG` fires when that *thread* ends: so if we are killed, even by `SIGKILL`, the program
+//! dies in the same moment, and not earlier.
+//!
+//! How it fails: [`ProcessError`] names the command as one could type it, the exit status or signal, and the end of
+//! what the program wrote to stderr. Arguments appear in errors and logs, so a secret never goes into one; values of
+//! environment variables are never shown.
+//!
+//! INVARIANT: no process outlives its run. Guarded here by the process group, by `PDEATHSIG`, and by [`Child`]'s drop.
+
+mod child;
+mod error;
+mod invocation;
+mod run;
+
+pub use child::{Child, Sink, SpawnOptions};
+pub use error::{ProcessError, describe_status};
+pub use invocation::{Invocation, find_program};
+pub use run::Output;
