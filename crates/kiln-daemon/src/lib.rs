@@ -1,1 +1,21 @@
-//! Many runs: where workers are started, followed and settled.
+//! MANY RUNS: where workers are started, followed, asked and settled.
+//!
+//! ```text
+//!  prepare ─► run directory ─► start ─► worker process (kiln worker RUN_DIR)
+//!                                          │ appends events.jsonl, customization.log
+//!                 follow ◄─────────────────┘
+//!                    │ the worker is gone and its run has not ended
+//!                    ▼
+//!                 settle: takes the lock, cleans up, writes the end
+//! ```
+//!
+//! The worker is the unit of work; an [`executor`] only decides where it runs and
+//! answers whether it lives. Whoever follows a run may itself end: the worker goes
+//! on, and the next follower reads the same events from the start.
+
+pub mod executor;
+mod follow;
+mod settle;
+
+pub use follow::{FollowError, Followed, follow};
+pub use settle::{SettleError, settle};

@@ -1,0 +1,19 @@
+# Kiln's commands. `make demo` and `make test` need nothing but Debian 12 and Rust.
+
+.DEFAULT_GOAL := help
+.PHONY: help demo test check bench
+
+help: ## List these commands
+	@awk -F':.*## ' '/^[a-z-]+:.*## / { printf "  make %-8s %s\n", $$1, $$2 }' $(MAKEFILE_LIST)
+
+demo: ## Set up this machine, make a base image, build a template into a VHD
+	@scripts/demo
+
+test: ## Set up this machine and run every test, real guests included
+	@scripts/test all
+
+check: ## Format, lints and the tests that need no guest (the inner loop)
+	@scripts/test check
+
+bench: ## Time a build against packer on the same base image
+	@scripts/bench

@@ -1,0 +1,274 @@
+//! The event journal: appends run events to `events.jsonl`.
+//!
+//! INVARIANT: one writer. Only the holder of the run's lock has a [`Journal`].
+//! INVARIANT: a run ends once. After [`RunEventKind::RunEnded`] nothing is written.
+//!
+//! A line is written with one call, so that a reader sees whole lines or, after a
+//! crash, one torn line at the end, which a reader cuts off and the next writer too.
+
+use std::collections::HashMap;
+use std::fs::{File, OpenOptions};
+use std::io::{self, Read as _, Seek as _, SeekFrom, Write as _};
+use std::os::unix::fs::OpenOptionsExt as _;
+use std::path::Path;
+use std::sync::{Arc, Mutex, PoisonError};
+use std::time::{Duration, Instant};
+
+use kiln_model::event::{NoticeLevel, RunEvent, RunEventKind, StepOutcome, StepRef, Unit};
+use kiln_model::run::Phase;
+
+/// Between two progress events of one step.
+const PROGRESS_EVERY: Duration = Duration::from_millis(500);
+
+/// A handle on the journal; clones write to the same file.
+#[derive(Debug, Clone)]
+pub struct Journal {
+    inner: Arc<Mutex<Inner>>,
+}
+
+#[derive(Debug)]
+struct Inner {
+    file: File,
+    next_seq: u64,
+    started: Instant,
+    ended: bool,
+    phase: Phase,
+    step: Option<StepRef>,
+    last_progress: HashMap<String, Instant>,
+    /// A journal that cannot be written fails the run at its end, not in every step.
+    broken: Option<io::Error>,
+}
+
+impl Journal {
+    /// Opens the journal for appending: what is there stays, a torn last line goes.
+    pub fn open(path: &Path) -> io::Result<Self> {
+        let mut file =
+            OpenOptions::new().create(true).read(true).append(true).mode(0o600).open(path)?;
+        let mut text = Vec::new();
+        file.read_to_end(&mut text)?;
+        let whole = text.iter().rposition(|byte| *byte == b'\n').map_or(0, |at| at + 1);
+        if whole < text.len() {
+            file.set_len(whole as u64)?;
+        }
+        file.seek(SeekFrom::End(0))?;
+        let lines = text[..whole].iter().filter(|byte| **byte == b'\n').count() as u64;
+        Ok(Self {
+            inner: Arc::new(Mutex::new(Inner {
+                file,
+                next_seq: lines,
+                started: Instant::now(),
+                ended: false,
+                phase: Phase::Queued,
+                step: None,
+                last_progress: HashMap::new(),
+                broken: None,
+            })),
+        })
+    }
+
+    pub fn append(&self, event: RunEventKind) {
+        let mut inner = self.inner.lock().unwrap_or_else(PoisonError::into_inner);
+        if inner.ended {
+            return;
+        }
+        match &event {
+            RunEventKind::PhaseStarted { phase } => inner.phase = *phase,
+            RunEventKind::StepStarted { step } => inner.step = Some(step.clone()),
+            RunEventKind::StepEnded { step, outcome: StepOutcome::Succeeded, .. } => {
+                if inner.step.as_ref() == Some(step) {
+                    inner.step = None;
+                }
+                inner.last_progress.remove(&step.id);
+            }
+            _ => {}
+        }
+        let ends = matches!(event, RunEventKind::RunEnded { .. });
+        let event = RunEvent {
+            seq: inner.next_seq,
+            time: now(),
+            elapsed_ms: millis(inner.started.elapsed()),
+            event,
+        };
+        let written = serde_json::to_vec(&event).map_err(io::Error::other).and_then(|mut line| {
+            line.push(b'\n');
+            inner.file.write_all(&line)?;
+            if ends { inner.file.sync_all() } else { Ok(()) }
+        });
+        match written {
+            Ok(()) => {
+                inner.next_seq += 1;
+                inner.ended = ends;
+            }
+            Err(error) => inner.broken = inner.broken.take().or(Some(error)),
+        }
+    }
+
+    /// The first error of writing, if there was one.
+    pub fn take_error(&self) -> Option<io::Error> {
+        self.inner.lock().unwrap_or_else(PoisonError::into_inner).broken.take()
+    }
+
+    /// Where the run is: its phase, and the step that runs or failed last.
+    pub fn position(&self) -> (Phase, Option<StepRef>) {
+        let inner = self.inner.lock().unwrap_or_else(PoisonError::into_inner);
+        (inner.phase, inner.step.clone())
+    }
+
+    pub fn elapsed(&self) -> Duration {
+        self.inner.lock().unwrap_or_else(PoisonError::into_inner).started.elapsed()
+    }
+
+    pub fn phase(&self, phase: Phase) {
+        self.append(RunEventKind::PhaseStarted { phase });
+    }
+
+    pub fn info(&self, text: impl Into<String>) {
+        self.append(RunEventKind::Notice { level: NoticeLevel::Info, text: text.into() });
+    }
+
+    pub fn warn(&self, text: impl Into<String>) {
+        self.append(RunEventKind::Notice { level: NoticeLevel::Warning, text: text.into() });
+    }
+
+    /// Begins a step; the returned handle ends it.
+    pub fn step(&self, id: impl Into<String>, title: impl Into<String>) -> Step {
+        let step = StepRef { id: id.into(), title: title.into() };
+        self.append(RunEventKind::StepStarted { step: step.clone() });
+        Step { journal: self.clone(), step, started: Instant::now(), open: true }
+    }
+
+    fn progress(&self, step: &StepRef, done: u64, total: u64, unit: Unit) {
+        {
+            let mut inner = self.inner.lock().unwrap_or_else(PoisonError::into_inner);
+            let now = Instant::now();
+            let last = inner.last_progress.get(&step.id);
+            if last.is_some_and(|last| now.duration_since(*last) < PROGRESS_EVERY) {
+                return;
+            }
+            inner.last_progress.insert(step.id.clone(), now);
+        }
+        self.append(RunEventKind::StepProgress { step: step.clone(), done, total, unit });
+    }
+}
+
+/// A step under way. Dropped without an end, it failed.
+#[derive(Debug)]
+pub struct Step {
+    journal: Journal,
+    step: StepRef,
+    started: Instant,
+    open: bool,
+}
+
+impl Step {
+    pub fn reference(&self) -> &StepRef {
+        &self.step
+    }
+
+    /// How far it is; cheap to call often.
+    pub fn progress(&self, done: u64, total: u64, unit: Unit) {
+        self.journal.progress(&self.step, done, total, unit);
+    }
+
+    pub fn succeed(mut self, message: impl Into<String>) {
+        self.end(StepOutcome::Succeeded, message.into());
+    }
+
+    pub fn fail(mut self, outcome: StepOutcome, message: impl Into<String>) {
+        self.end(outcome, message.into());
+    }
+
+    fn end(&mut self, outcome: StepOutcome, message: String) {
+        self.open = false;
+        let ms = millis(self.started.elapsed());
+        self.journal.append(RunEventKind::StepEnded { step: self.step.clone(), outcome, message, ms });
+    }
+}
+
+impl Drop for Step {
+    fn drop(&mut self) {
+        if self.open {
+            self.end(StepOutcome::Failed, String::new());
+        }
+    }
+}
+
+/// RFC 3339 with milliseconds, UTC.
+pub(crate) fn now() -> String {
+    jiff::Timestamp::now().strftime("%Y-%m-%dT%H:%M:%S.%3fZ").to_string()
+}
+
+pub(crate) fn millis(duration: Duration) -> u64 {
+    u64::try_from(duration.as_millis()).unwrap_or(u64::MAX)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use kiln_model::run::RunState;
+
+    fn lines(path: &Path) -> Vec<RunEvent> {
+        std::fs::read_to_string(path).unwrap().lines().map(|l| serde_json::from_str(l).unwrap()).collect()
+    }
+
+    #[test]
+    fn a_torn_line_is_cut_and_numbers_go_on() {
+        let dir = tempfile::tempdir().unwrap();
+        let path = dir.path().join("events.jsonl");
+        let journal = Journal::open(&path).unwrap();
+        journal.info("one");
+        journal.info("two");
+        drop(journal);
+        let mut file = OpenOptions::new().append(true).open(&path).unwrap();
+        file.write_all(br#"{"seq":2,"ti"#).unwrap();
+        let journal = Journal::open(&path).unwrap();
+        journal.info("three");
+        assert_eq!(lines(&path).iter().map(|e| e.seq).collect::<Vec<_>>(), [0, 1, 2]);
+    }
+
+    #[test]
+    fn nothing_follows_the_end() {
+        let dir = tempfile::tempdir().unwrap();
+        let path = dir.path().join("events.jsonl");
+        let journal = Journal::open(&path).unwrap();
+        let ended = || RunEventKind::RunEnded {
+            state: RunState::Succeeded,
+            message: String::new(),
+            failure: None,
+            ms: 1,
+        };
+        journal.append(ended());
+        journal.append(ended());
+        journal.info("late");
+        assert_eq!(lines(&path).len(), 1);
+    }
+
+    #[test]
+    fn a_dropped_step_failed_and_keeps_its_place() {
+        let dir = tempfile::tempdir().unwrap();
+        let path = dir.path().join("events.jsonl");
+        let journal = Journal::open(&path).unwrap();
+        journal.phase(Phase::Customizing);
+        journal.step("customize/1", "Shell \"ok\"").succeed("");
+        drop(journal.step("customize/2", "Shell \"bad\""));
+        let (phase, step) = journal.position();
+        assert_eq!((phase, step.unwrap().id.as_str()), (Phase::Customizing, "customize/2"));
+        assert!(lines(&path).iter().any(|e| matches!(
+            &e.event,
+            RunEventKind::StepEnded { step, outcome: StepOutcome::Failed, .. } if step.id == "customize/2"
+        )));
+    }
+
+    #[test]
+    fn progress_is_thinned() {
+        let dir = tempfile::tempdir().unwrap();
+        let path = dir.path().join("events.jsonl");
+        let journal = Journal::open(&path).unwrap();
+        let step = journal.step("inputs", "Inputs");
+        for done in 0..10_000 {
+            step.progress(done, 10_000, Unit::Bytes);
+        }
+        step.succeed("");
+        assert!(lines(&path).len() < 20);
+    }
+}

@@ -1,0 +1,363 @@
+//! The run directory: all that a run makes, under one name that derives from its id.
+//!
+//! ```text
+//!  runs/<RunId>/
+//!    plan.json            what to do; never changes                    (who prepares the run)
+//!    request.json         where to put it, what to keep                (who prepares the run)
+//!    lock                 held as long as a worker lives               (worker)
+//!    claim.json           which worker: host, boot, pid, attempt       (worker)
+//!    events.jsonl         the one truth about the run                  (holder of the lock only)
+//!    customization.log    guest output, in AIB's form                  (worker)
+//!    serial.log           the guest's serial console                   (QEMU)
+//!    qemu.log             what QEMU itself said                        (QEMU)
+//!    requests/            a file a request, for example `cancel`       (anybody)
+//!    work/                overlay, seed media, keys; gone at the end   (worker)
+//! ```
+//!
+//! INVARIANT: all a run makes lies under its run directory (and, complete, in its
+//! output folder); sockets lie in a short folder of their own, named by the same id,
+//! since a socket's path has 108 bytes at most (unix(7)).
+
+use std::fmt;
+use std::io;
+use std::path::{Path, PathBuf};
+use std::str::FromStr;
+
+use serde::{Deserialize, Serialize};
+
+/// The newest request format this build reads and the one it writes.
+pub const REQUEST_FORMAT: u32 = 1;
+/// The newest claim format this build reads and the one it writes.
+pub const CLAIM_FORMAT: u32 = 1;
+
+/// The name of a run: sorts by time, says which template, never repeats.
+#[derive(Debug, Clone, PartialEq, Eq, PartialOrd, Ord, Hash, Serialize, Deserialize)]
+#[serde(try_from = "String", into = "String")]
+pub struct RunId(String);
+
+/// The text is not the name of a run.
+#[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
+#[error("{0:?} is not a run id (letters, digits and hyphens, at most 64)")]
+pub struct InvalidRunId(String);
+
+impl RunId {
+    /// `20261123T172233Z-hello-3f9a1c`.
+    pub fn new(template_name: &str) -> Self {
+        let now = jiff::Timestamp::now().strftime("%Y%m%dT%H%M%SZ").to_string();
+        let name: String = template_name
+            .chars()
+            .map(|c| if c.is_ascii_alphanumeric() { c.to_ascii_lowercase() } else { '-' })
+            .take(32)
+            .collect();
+        let random = uuid::Uuid::new_v4().simple().to_string();
+        Self(format!("{now}-{}-{}", name.trim_matches('-'), &random[..6]))
+    }
+
+    pub fn as_str(&self) -> &str {
+        &self.0
+    }
+
+    /// Short enough for a socket's folder, and still one of a kind on a host.
+    pub fn short(&self) -> &str {
+        self.0.rsplit('-').next().unwrap_or(&self.0)
+    }
+}
+
+impl fmt::Display for RunId {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str(&self.0)
+    }
+}
+
+impl FromStr for RunId {
+    type Err = InvalidRunId;
+
+    fn from_str(text: &str) -> Result<Self, InvalidRunId> {
+        let fits = (1..=64).contains(&text.len())
+            && text.chars().all(|c| c.is_ascii_alphanumeric() || c == '-')
+            && !text.starts_with('-');
+        if fits { Ok(Self(text.to_owned())) } else { Err(InvalidRunId(text.to_owned())) }
+    }
+}
+
+impl TryFrom<String> for RunId {
+    type Error = InvalidRunId;
+
+    fn try_from(text: String) -> Result<Self, InvalidRunId> {
+        text.parse()
+    }
+}
+
+impl From<RunId> for String {
+    fn from(id: RunId) -> String {
+        id.0
+    }
+}
+
+/// `request.json`: what the one who starts a run wants of it, beside the plan.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "camelCase", deny_unknown_fields)]
+pub struct RunRequest {
+    pub format: u32,
+    pub run_id: RunId,
+    /// Where distributors put their artifacts; absolute.
+    pub output_dir: PathBuf,
+    /// Keep the overlay and media of a failed run for a look at them.
+    pub keep_on_error: bool,
+    /// The library with base images and inputs; absolute.
+    pub library: PathBuf,
+}
+
+/// `claim.json`: the worker that runs, or ran last.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "camelCase", deny_unknown_fields)]
+pub struct Claim {
+    pub format: u32,
+    /// `local` for a worker on the host that prepared the run.
+    pub executor: String,
+    pub host: String,
+    /// `/proc/sys/kernel/random/boot_id` of the host.
+    pub boot_id: String,
+    pub pid: u32,
+    /// RFC 3339, UTC.
+    pub start_time: String,
+    /// 1 for the first worker of a run.
+    pub attempt: u32,
+}
+
+/// A request to a running worker: a file under `requests/`.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Request {
+    /// End the run, clean up, say so.
+    Cancel,
+}
+
+impl Request {
+    pub fn file_name(self) -> &'static str {
+        match self {
+            Request::Cancel => "cancel",
+        }
+    }
+}
+
+/// A file of a run directory cannot be used.
+#[derive(Debug, thiserror::Error)]
+pub enum RunDirError {
+    #[error("could not {act} {}", path.display())]
+    Io { act: &'static str, path: PathBuf, source: io::Error },
+    #[error("{} is not what this program writes", path.display())]
+    Parse { path: PathBuf, source: serde_json::Error },
+    #[error(
+        "{} has format {found}; this program reads formats up to {known}: use the newer kiln that wrote it",
+        path.display()
+    )]
+    Newer { path: PathBuf, found: u64, known: u32 },
+}
+
+impl RunDirError {
+    pub(crate) fn io(act: &'static str, path: &Path) -> impl FnOnce(io::Error) -> Self {
+        move |source| RunDirError::Io { act, path: path.to_owned(), source }
+    }
+}
+
+/// One run's directory.
+#[derive(Debug, Clone)]
+pub struct RunDir {
+    path: PathBuf,
+}
+
+impl RunDir {
+    /// Makes `runs_root/<id>` for a new run. Private to the user: work/ will hold keys.
+    pub fn create(runs_root: &Path, id: &RunId) -> Result<Self, RunDirError> {
+        use std::os::unix::fs::DirBuilderExt as _;
+        let dir = Self { path: runs_root.join(id.as_str()) };
+        std::fs::create_dir_all(runs_root).map_err(RunDirError::io("create", runs_root))?;
+        let mut private = std::fs::DirBuilder::new();
+        private.mode(0o700);
+        for path in [dir.path.clone(), dir.requests()] {
+            private.create(&path).map_err(RunDirError::io("create", &path))?;
+        }
+        Ok(dir)
+    }
+
+    /// The run directory at `path`, which must be there.
+    pub fn open(path: &Path) -> Result<Self, RunDirError> {
+        let path = path.canonicalize().map_err(RunDirError::io("open", path))?;
+        Ok(Self { path })
+    }
+
+    pub fn path(&self) -> &Path {
+        &self.path
+    }
+    pub fn plan(&self) -> PathBuf {
+        self.path.join("plan.json")
+    }
+    pub fn request(&self) -> PathBuf {
+        self.path.join("request.json")
+    }
+    pub fn lock(&self) -> PathBuf {
+        self.path.join("lock")
+    }
+    pub fn claim(&self) -> PathBuf {
+        self.path.join("claim.json")
+    }
+    pub fn events(&self) -> PathBuf {
+        self.path.join("events.jsonl")
+    }
+    pub fn customization_log(&self) -> PathBuf {
+        self.path.join("customization.log")
+    }
+    pub fn serial_log(&self) -> PathBuf {
+        self.path.join("serial.log")
+    }
+    pub fn qemu_log(&self) -> PathBuf {
+        self.path.join("qemu.log")
+    }
+    /// What the worker itself wrote to its standard error.
+    pub fn worker_log(&self) -> PathBuf {
+        self.path.join("worker.log")
+    }
+    pub fn requests(&self) -> PathBuf {
+        self.path.join("requests")
+    }
+    pub fn work(&self) -> PathBuf {
+        self.path.join("work")
+    }
+
+    /// Leaves a request for the worker. Asking twice is asking once.
+    pub fn ask(&self, request: Request) -> Result<(), RunDirError> {
+        let path = self.requests().join(request.file_name());
+        std::fs::write(&path, "").map_err(RunDirError::io("write", &path))
+    }
+
+    pub fn is_asked(&self, request: Request) -> bool {
+        self.requests().join(request.file_name()).exists()
+    }
+
+    pub fn read_request(&self) -> Result<RunRequest, RunDirError> {
+        read_json(&self.request(), REQUEST_FORMAT)
+    }
+
+    pub fn write_request(&self, request: &RunRequest) -> Result<(), RunDirError> {
+        write_json(&self.request(), request)
+    }
+
+    /// The claim, if a worker ever made one.
+    pub fn read_claim(&self) -> Result<Option<Claim>, RunDirError> {
+        match read_json(&self.claim(), CLAIM_FORMAT) {
+            Err(RunDirError::Io { source, .. }) if source.kind() == io::ErrorKind::NotFound => Ok(None),
+            other => other.map(Some),
+        }
+    }
+
+    pub fn write_claim(&self, claim: &Claim) -> Result<(), RunDirError> {
+        write_json(&self.claim(), claim)
+    }
+}
+
+/// Reads a JSON file that begins with a format number, refusing newer ones by name.
+fn read_json<T: serde::de::DeserializeOwned>(path: &Path, known: u32) -> Result<T, RunDirError> {
+    #[derive(Deserialize)]
+    struct Head {
+        format: u64,
+    }
+    let bytes = std::fs::read(path).map_err(RunDirError::io("read", path))?;
+    let parse = |source| RunDirError::Parse { path: path.to_owned(), source };
+    let head: Head = serde_json::from_slice(&bytes).map_err(parse)?;
+    if head.format > u64::from(known) {
+        return Err(RunDirError::Newer { path: path.to_owned(), found: head.format, known });
+    }
+    serde_json::from_slice(&bytes).map_err(|source| RunDirError::Parse { path: path.to_owned(), source })
+}
+
+fn write_json<T: Serialize>(path: &Path, value: &T) -> Result<(), RunDirError> {
+    let mut bytes = serde_json::to_vec_pretty(value)
+        .map_err(|source| RunDirError::Parse { path: path.to_owned(), source })?;
+    bytes.push(b'\n');
+    kiln_host::publish::write_file(path, &bytes, 0o600).map_err(RunDirError::io("write", path))
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use expect_test::expect;
+
+    fn request() -> RunRequest {
+        RunRequest {
+            format: REQUEST_FORMAT,
+            run_id: "20260102T030405Z-hello-3f9a1c".parse().unwrap(),
+            output_dir: "/srv/images".into(),
+            keep_on_error: false,
+            library: "/srv/kiln/library".into(),
+        }
+    }
+
+    #[test]
+    fn ids_are_names_and_nothing_else() {
+        let id = RunId::new("Hello_World.1/../x");
+        assert_eq!(id.as_str().parse::<RunId>().unwrap(), id);
+        assert!(id.as_str().contains("-hello-world-1"), "{id}");
+        for bad in ["", "-x", "a/b", "..", "a b", &"x".repeat(65)] {
+            assert!(bad.parse::<RunId>().is_err(), "{bad:?}");
+        }
+    }
+
+    #[test]
+    fn request_file_is_golden() {
+        let root = tempfile::tempdir().unwrap();
+        let dir = RunDir::create(root.path(), &request().run_id).unwrap();
+        dir.write_request(&request()).unwrap();
+        expect![[r#"
+            {
+              "format": 1,
+              "runId": "20260102T030405Z-hello-3f9a1c",
+              "outputDir": "/srv/images",
+              "keepOnError": false,
+              "library": "/srv/kiln/library"
+            }
+        "#]]
+        .assert_eq(&std::fs::read_to_string(dir.request()).unwrap());
+        assert_eq!(dir.read_request().unwrap(), request());
+    }
+
+    #[test]
+    fn claim_file_is_golden() {
+        let root = tempfile::tempdir().unwrap();
+        let dir = RunDir::create(root.path(), &request().run_id).unwrap();
+        assert!(dir.read_claim().unwrap().is_none());
+        let claim = Claim {
+            format: CLAIM_FORMAT,
+            executor: "local".into(),
+            host: "forge".into(),
+            boot_id: "6f0c0d9e-0000-4000-8000-000000000000".into(),
+            pid: 4711,
+            start_time: "2026-01-02T03:04:05.678Z".into(),
+            attempt: 1,
+        };
+        dir.write_claim(&claim).unwrap();
+        expect![[r#"
+            {
+              "format": 1,
+              "executor": "local",
+              "host": "forge",
+              "bootId": "6f0c0d9e-0000-4000-8000-000000000000",
+              "pid": 4711,
+              "startTime": "2026-01-02T03:04:05.678Z",
+              "attempt": 1
+            }
+        "#]]
+        .assert_eq(&std::fs::read_to_string(dir.claim()).unwrap());
+        assert_eq!(dir.read_claim().unwrap(), Some(claim));
+    }
+
+    #[test]
+    fn newer_formats_are_refused_and_left_alone() {
+        let root = tempfile::tempdir().unwrap();
+        let dir = RunDir::create(root.path(), &request().run_id).unwrap();
+        let text = r#"{"format": 2, "somethingNew": true}"#;
+        std::fs::write(dir.request(), text).unwrap();
+        let error = dir.read_request().unwrap_err();
+        assert!(matches!(error, RunDirError::Newer { found: 2, known: 1, .. }), "{error}");
+        assert_eq!(std::fs::read_to_string(dir.request()).unwrap(), text);
+    }
+}
