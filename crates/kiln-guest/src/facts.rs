@@ -1,0 +1,121 @@
+//! What a guest is and has, asked in one round trip.
+
+use std::collections::HashMap;
+
+use kiln_host::wait::Control;
+
+use crate::error::GuestError;
+use crate::guest::{Guest, script_command};
+use crate::step::{LETS_RUN, SCRIPT_DIRS, nonce};
+
+/// Facts about a running guest. All text is the guest's word: shown, compared, never trusted.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct GuestFacts {
+    /// Differs after every boot (`/proc/sys/kernel/random/boot_id`).
+    pub boot_id: String,
+    /// `uname -m`, for instance `x86_64`.
+    pub arch: String,
+    /// `ID` of os-release(5), for instance `debian`; empty where there is no such file.
+    pub os_id: String,
+    /// `VERSION_ID`, for instance `12`; rolling distributions have none.
+    pub os_version: String,
+    /// `PRETTY_NAME`.
+    pub os_name: String,
+    /// The account we are, and its home.
+    pub user: String,
+    pub home: String,
+    pub systemd: bool,
+    pub sudo: Sudo,
+    /// Full paths of programs, where they are.
+    pub waagent: Option<String>,
+    pub pwsh: Option<String>,
+    pub cloud_init: Option<String>,
+    /// The first of the usual directories that lets a script run; `None` when none does.
+    pub script_dir: Option<String>,
+}
+
+/// How the account gets root.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Sudo {
+    /// It is root.
+    Root,
+    Passwordless,
+    /// sudo is there and wants a password, a terminal, or does not know the account.
+    Refused,
+    Absent,
+}
+
+impl Sudo {
+    pub fn gives_root(self) -> bool {
+        matches!(self, Self::Root | Self::Passwordless)
+    }
+}
+
+impl Guest {
+    /// Asks the guest about itself.
+    pub async fn facts(&self, control: &Control) -> Result<GuestFacts, GuestError> {
+        const ACT: &str = "asking the guest about itself";
+        let marker = format!("kiln-facts-{}", nonce());
+        let mut args = vec![marker.as_str()];
+        args.extend(SCRIPT_DIRS);
+        let script = [LETS_RUN, include_str!("facts.sh")].concat();
+        let output = self.ask(ACT, &script_command(&script, &args), b"", control).await?;
+        parse(&String::from_utf8_lossy(&output.stdout), &marker)
+            .ok_or_else(|| GuestError::inside(ACT, output.excerpt()))
+    }
+}
+
+fn parse(text: &str, marker: &str) -> Option<GuestFacts> {
+    // A chatty login shell may print before us.
+    let (_, answer) = text.split_once(&format!("{marker}\n"))?;
+    let mut found: HashMap<&str, &str> = answer
+        .lines()
+        .filter_map(|line| line.split_once('='))
+        .filter(|(_, value)| !value.is_empty())
+        .collect();
+    let mut take = |name: &str| found.remove(name).map(str::to_owned);
+    Some(GuestFacts {
+        boot_id: take("boot_id")?,
+        arch: take("arch").unwrap_or_default(),
+        os_id: take("os_id").unwrap_or_default(),
+        os_version: take("os_version").unwrap_or_default(),
+        os_name: take("os_name").unwrap_or_default(),
+        user: take("user").unwrap_or_default(),
+        home: take("home").unwrap_or_default(),
+        systemd: take("systemd").is_some(),
+        sudo: match take("sudo").as_deref() {
+            Some("root") => Sudo::Root,
+            Some("passwordless") => Sudo::Passwordless,
+            Some("refused") => Sudo::Refused,
+            _ => Sudo::Absent,
+        },
+        waagent: take("waagent"),
+        pwsh: take("pwsh"),
+        cloud_init: take("cloud-init"),
+        script_dir: take("script_dir"),
+    })
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn facts_are_read_past_a_chatty_shell_and_missing_ones_are_none() {
+        let text = "Welcome!\nboot_id=fake\nM\nboot_id=abc\narch=x86_64\nos_id=debian\nos_version=12\n\
+                    os_name=Debian GNU/Linux 12 (a=b)\nuser=kiln\nhome=/home/kiln\nsystemd=yes\n\
+                    sudo=passwordless\nwaagent=/usr/sbin/waagent\npwsh=\nscript_dir=/tmp\n";
+        let facts = parse(text, "M").unwrap();
+        assert_eq!(facts.boot_id, "abc");
+        assert_eq!(facts.os_name, "Debian GNU/Linux 12 (a=b)");
+        assert_eq!((facts.pwsh, facts.cloud_init), (None, None));
+        assert_eq!(facts.waagent.as_deref(), Some("/usr/sbin/waagent"));
+        assert!(facts.sudo.gives_root() && facts.systemd);
+    }
+
+    #[test]
+    fn an_answer_without_marker_or_boot_id_is_none() {
+        assert_eq!(parse("boot_id=abc\n", "M"), None);
+        assert_eq!(parse("M\nboot_id=\narch=x\n", "M"), None);
+    }
+}

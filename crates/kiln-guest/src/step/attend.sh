@@ -1,0 +1,69 @@
+# Attends a detached step: says where it stands, and hands over what it printed from the offsets on.
+#
+#   $1 marker   $2 the step's folder   $3 offset in out   $4 offset in err   $5 "final" after the runner's end was seen
+#
+# First line of standard output: "MARKER STATE BOOT-ID CODE OUT-BYTES ERR-BYTES GOING-DOWN", with - for what is not
+# known; first line of standard error: "MARKER". What comes before those lines is the login shell's. After them come
+# bytes of out on standard output and of err on standard error, and nothing else. While the step runs, this blocks
+# and streams; exit code 10 says that the runner's end was seen.
+marker=$1 d=$2 o=$3 e=$4 final=$5
+# Standard error belongs to the step; what our own programs complain about has no place there.
+exec 5>&2 2>/dev/null
+boot=$(cat /proc/sys/kernel/random/boot_id)
+so=- se=- code=-
+
+sizes() { so=$(wc -c < "$d/out"); se=$(wc -c < "$d/err"); so=$((so)) se=$((se)); }
+say() {
+  printf '%s\n' "$marker" >&5
+  printf '%s %s %s %s %s %s %s\n' "$marker" "$1" "$boot" "$code" "$so" "$se" "${2:--}"
+}
+# Exactly the bytes up to the sizes said: a daemon that the step left behind may go on writing.
+rest() {
+  [ "$so" -gt "$o" ] && tail -c +$((o + 1)) "$d/out" | head -c $((so - o))
+  [ "$se" -gt "$e" ] && tail -c +$((e + 1)) "$d/err" | head -c $((se - e)) >&5
+  exit 0
+}
+
+if [ -f "$d/exit" ]; then
+  read -r code so se < "$d/exit"
+  say ended "$(going_down)"
+  rest
+fi
+if [ ! -d "$d" ]; then say gone; exit 0; fi
+if [ "$boot" != "$(cat "$d/boot")" ]; then
+  sizes
+  if [ -e "$d/stopped" ]; then say rebooted orderly; else say rebooted abrupt; fi
+  rest
+fi
+if [ -e "$d/stopped" ]; then say stopping; exit 0; fi
+if [ ! -d "$d/started" ]; then say unstarted; exit 0; fi
+if [ "$final" = final ]; then
+  sizes
+  if [ "$(going_down)" = now ]; then say stopping; exit 0; fi
+  say lost
+  rest
+fi
+
+# The runner opens the pipe and then writes its session's id; sudo may need a moment before. There is no event to
+# wait for before the pipe has a writer.
+tries=0
+while [ ! -e "$d/sid" ] && [ ! -e "$d/exit" ] && [ "$tries" -lt 100 ]; do
+  tries=$((tries + 1))
+  sleep 0.1 2>/dev/null || sleep 1
+done
+if [ ! -e "$d/sid" ]; then say lost "$(head -c 300 "$d/log" | tr '\n' ' ')"; exit 0; fi
+
+say running
+# Opening a pipe that has no writer would block for ever; with ourselves as a writer for a moment it does not.
+exec 3<>"$d/alive" 4<"$d/alive"
+exec 3>&-
+tail -c +$((o + 1)) -f "$d/out" 4<&- 5>&- &
+tail_out=$!
+tail -c +$((e + 1)) -f "$d/err" >&5 4<&- 5>&- &
+tail_err=$!
+# Ends when the last writer is gone: the event that the step ended, however it did.
+ended=0
+cat <&4 >/dev/null 5>&- && ended=10
+kill "$tail_out" "$tail_err" 2>/dev/null
+wait
+exit $ended

@@ -1,0 +1,89 @@
+# Starts a detached step, once.
+#
+#   $1 nonce of the step   $2 "root" or "user"   $3 extension of the script   $4… directories for the script, best first
+#
+# Standard input: the lines of the file "call", a line "end-of-call-NONCE", the lines of the file "run", a line
+# "end-of-run-NONCE", then the bytes of the script. Answers in lines "kiln-launch-NONCE WORD DETAIL" on standard
+# output. May be run again with the same nonce when the answer got lost: a step that was started is not started again.
+#
+# The step's folder lies where it survives a restart; the script lies where it may be executed.
+nonce=$1 as=$2 extension=$3
+shift 3
+answer() { printf 'kiln-launch-%s %s %s\n' "$nonce" "$1" "$2"; }
+fail() { answer failed "$1"; exit 0; }
+boot=$(cat /proc/sys/kernel/random/boot_id)
+
+is_volatile() {
+  # File system types tmpfs and ramfs: statfs(2).
+  case $(stat -f -c %t "$1" 2>/dev/null) in 1021994|858458f6) return 0 ;; esac
+  return 1
+}
+
+# Was it started before?
+for base in "$HOME" /var/tmp /tmp; do
+  folder=$base/.kiln-step-$nonce
+  if [ -d "$folder/started" ]; then
+    answer script "$(cat "$folder/script")"
+    answer folder "$folder"
+    answer started "$boot"
+    exit 0
+  fi
+done
+
+for program in setsid mkfifo tail head wc; do
+  command -v "$program" >/dev/null || fail "the guest has no program $program"
+done
+if [ "$as" = root ] && [ "$(id -u)" != 0 ]; then
+  command -v sudo >/dev/null || { answer nosudo 'there is no sudo'; exit 0; }
+  said=$(sudo -n true </dev/null 2>&1) || { answer nosudo "$said"; exit 0; }
+fi
+
+script_dir=
+for dir in "$@"; do
+  case $dir in '~'*) dir=$HOME${dir#'~'} ;; esac
+  if lets_run "$dir"; then script_dir=$dir; break; fi
+done
+[ -n "$script_dir" ] || { answer nowhere "$*"; exit 0; }
+script=$script_dir/script_$nonce.$extension
+
+folder=
+for base in "$HOME" /var/tmp /tmp; do
+  [ -d "$base" ] && [ -w "$base" ] || continue
+  if [ "$base" = /tmp ] || ! is_volatile "$base"; then folder=$base/.kiln-step-$nonce; break; fi
+done
+[ -n "$folder" ] || fail 'neither the home directory nor /var/tmp nor /tmp can be written to'
+
+# What an earlier try left half-made.
+rm -rf "$folder" "$script"
+said=$(mkdir -m 700 "$folder" 2>&1) || fail "$said"
+give_up() { rm -rf "$folder" "$script"; fail "$1"; }
+
+take_lines() {
+  while IFS= read -r line; do
+    [ "$line" = "$1" ] && return 0
+    printf '%s\n' "$line" || return 1
+  done
+  return 1
+}
+said=$(take_lines "end-of-call-$nonce" 2>&1 >"$folder/call") || give_up "the call did not arrive whole $said"
+said=$(take_lines "end-of-run-$nonce" 2>&1 >"$folder/run") || give_up "the runner did not arrive whole $said"
+said=$(cat 2>&1 >"$script") || give_up "$said"
+said=$({ chmod 755 "$script" &&
+  printf '%s\n' "$boot" > "$folder/boot" &&
+  printf '%s\n' "$script" > "$folder/script" &&
+  printf '%-60s\n' unused > "$folder/exit.room" &&
+  printf '%-60s\n' unused > "$folder/sid.room" &&
+  : > "$folder/out" && : > "$folder/err" && mkfifo -m 600 "$folder/alive"; } 2>&1) || give_up "$said"
+
+answer script "$script"
+answer folder "$folder"
+mkdir "$folder/started" || give_up 'the folder of the step cannot be written to'
+answer started "$boot"
+
+# This shell is the leader of its session (the SSH server made it so), so setsid forks and returns at once. Starting
+# the step by "&" would leave SIGINT ignored in everything it runs.
+exec </dev/null >>"$folder/log" 2>&1
+if [ "$as" = root ] && [ "$(id -u)" != 0 ]; then
+  exec setsid sudo -n /bin/sh "$folder/run" "$folder"
+fi
+exec setsid /bin/sh "$folder/run" "$folder"

@@ -1,0 +1,73 @@
+# Takes a file from standard input and puts it at its place, whole or not at all.
+#
+#   $1 marker   $2 destination   $3 sha256, lower case   $4 bytes   $5 mode   $6 "root" when sudo may be used
+#
+# Answers "MARKER RESULT DETAIL" on one line of standard output. The file is written aside in the directory of its
+# destination, its digest taken from what lies there, then renamed: nobody sees a part of it. A symbolic link is
+# followed, and a file that was there keeps its owner and mode. When the link breaks, standard input ends early, the
+# size does not fit, and the part is removed by the same path as any other failure.
+LC_ALL=C
+export LC_ALL
+marker=$1 dest=$2 digest=$3 size=$4 mode=$5 root=$6
+answer() { printf '%s %s %s\n' "$marker" "$1" "${2-}"; exit 0; }
+
+# The digest of file $1 by whatever this guest has; nothing when it has nothing.
+DIGEST='
+if command -v sha256sum >&2; then exec sha256sum < "$1"; fi
+if command -v openssl >&2; then exec openssl dgst -sha256 -r < "$1"; fi
+if command -v busybox >&2; then exec busybox sha256sum < "$1"; fi
+if command -v shasum >&2; then exec shasum -a 256 < "$1"; fi
+if command -v python3 >&2; then exec python3 -c "
+import hashlib, sys
+sha = hashlib.sha256()
+for block in iter(lambda: sys.stdin.buffer.read(1 << 20), b\"\"):
+    sha.update(block)
+print(sha.hexdigest())" < "$1"; fi'
+
+place() {
+  # $1: what makes a command root's; empty when we may do it ourselves.
+  as=$1
+  aside=$dir/.$marker
+  trap '$as rm -f "$aside"' EXIT
+  trap 'exit 1' HUP INT TERM PIPE
+  said=$($as /bin/sh -c 'umask 077; set -C; exec cat > "$1"' kiln "$aside" 2>&1) || answer write "$said"
+  got=$($as /bin/sh -c 'wc -c < "$1"' kiln "$aside" </dev/null)
+  got=$((got))
+  [ "$got" = "$size" ] || answer short "$got"
+  taken=$($as /bin/sh -c "$DIGEST" kiln "$aside" </dev/null 2>/dev/null)
+  taken=${taken%% *}
+  [ -n "$taken" ] || answer nodigest
+  [ "$taken" = "$digest" ] || answer digest "$taken"
+  if kept=$($as stat -c '%a %u:%g' "$dest" 2>/dev/null); then
+    mode=${kept% *}
+    said=$($as chown "${kept#* }" "$aside" 2>&1) || answer denied "$said"
+  fi
+  said=$($as chmod "$mode" "$aside" 2>&1) || answer denied "$said"
+  said=$($as mv -f "$aside" "$dest" 2>&1 </dev/null) || answer denied "$said"
+  trap - EXIT
+  answer placed "${as:+root}"
+}
+
+# Follow a link to the file it means; one that leads nowhere is an error of the destination.
+if [ -L "$dest" ]; then
+  dest=$(readlink -f "$dest") || answer nodir "dangling link"
+fi
+dir=${dest%/*}
+[ -n "$dir" ] || dir=/
+
+# Root's directories may hide what is in them, so who may not look asks as root.
+sudo_ok() { [ "$root" = root ] && command -v sudo >/dev/null && sudo -n true </dev/null >/dev/null 2>&1; }
+if [ ! -d "$dir" ]; then
+  sudo_ok && sudo -n test -d "$dir" </dev/null || answer nodir "$dir"
+fi
+if [ -d "$dest" ] || { [ ! -x "$dir" ] && sudo_ok && sudo -n test -d "$dest" </dev/null; }; then
+  answer isdir "$dest"
+fi
+# A file of somebody else in a shared directory (/tmp) is replaced by root only.
+if [ -w "$dir" ] && [ -x "$dir" ] && { [ ! -e "$dest" ] || [ -O "$dest" ] || ! sudo_ok; }; then
+  place ''
+elif sudo_ok; then
+  place 'sudo -n'
+else
+  answer denied "$dir"
+fi
