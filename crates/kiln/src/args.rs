@@ -1,0 +1,270 @@
+//! What one may type: the clap types, and nothing that acts on them.
+//!
+//! Commands never see these types; [`crate::settings`] turns them, with the
+//! environment, into plain values.
+
+use std::path::PathBuf;
+
+use clap::{Args, Parser, Subcommand, ValueEnum};
+
+/// Azure VM Image Builder for your own hardware.
+///
+/// Kiln takes an Azure VM Image Builder template unchanged, boots the base image it names in
+/// local QEMU, runs its customizers, generalizes the guest and leaves a fixed VHD.
+#[derive(Debug, Parser)]
+#[command(
+    name = "kiln",
+    version,
+    max_term_width = 100,
+    propagate_version = false,
+    disable_help_subcommand = true,
+    after_help = "Exit status: 0 done, 1 the build or its input failed, 2 unexpected (or wrong usage).\n\
+                  Files lie under $KILN_DATA, else $XDG_DATA_HOME/kiln, else ~/.local/share/kiln."
+)]
+pub struct Cli {
+    #[command(subcommand)]
+    pub command: Command,
+
+    /// Say more about what happens, on stderr (-vv: even more)
+    #[arg(short, long, action = clap::ArgAction::Count, global = true)]
+    pub verbose: u8,
+}
+
+#[derive(Debug, Subcommand)]
+pub enum Command {
+    /// Build the image a template describes
+    Build(BuildArgs),
+    /// Check a template and list every problem in it
+    Validate(ValidateArgs),
+    /// Show what a build would do, in order, with digests and sizes
+    Plan(PlanArgs),
+    /// Base images: what there is, and how to get it
+    #[command(subcommand)]
+    Images(ImagesCommand),
+    /// Look at this machine: what a build would have, and what is missing
+    Doctor(DoctorArgs),
+    /// Print the version
+    Version(VersionArgs),
+    /// Print a completion script for a shell
+    #[command(
+        after_help = "Examples:\n  kiln completions bash > ~/.local/share/bash-completion/completions/kiln\n  \
+                      kiln completions zsh > \"${fpath[1]}/_kiln\"\n  \
+                      kiln completions fish > ~/.config/fish/completions/kiln.fish"
+    )]
+    Completions(CompletionsArgs),
+    /// Carry out the run that lies in a directory (started by `kiln build`)
+    #[command(hide = true)]
+    Worker(WorkerArgs),
+}
+
+#[derive(Debug, Args)]
+#[command(after_help = "Examples:\n  kiln build hello.json\n  kiln build hello.json -o ./out\n  \
+                  kiln build hello.json --json > events.jsonl\n  \
+                  cat hello.yaml | kiln build -\n\n\
+                  Ctrl-C once ends the build and cleans up; twice kills it.")]
+pub struct BuildArgs {
+    /// Template: JSON (comments and trailing commas allowed) or YAML; `-` reads standard input
+    pub file: PathBuf,
+
+    /// Directory for the VHD and its run output; made if it is not there
+    #[arg(short, long, value_name = "DIR", default_value = ".")]
+    pub output: PathBuf,
+
+    /// Print run events as JSON lines on stdout, and a result object last
+    #[arg(long)]
+    pub json: bool,
+
+    /// When the build fails, keep its disk in the run directory
+    #[arg(long)]
+    pub keep_on_error: bool,
+}
+
+#[derive(Debug, Args)]
+#[command(after_help = "Examples:\n  kiln validate hello.json\n  kiln validate hello.json --azure\n  \
+                  kiln validate hello.json --json | jq -r '.problems[].pointer'\n\n\
+                  Exit status 1 when there is an error; warnings and notes alone are 0.")]
+pub struct ValidateArgs {
+    /// Template: JSON (comments and trailing commas allowed) or YAML; `-` reads standard input
+    pub file: PathBuf,
+
+    /// Hold the template to what Azure accepts: "works here, not in Azure" becomes an error
+    #[arg(long)]
+    pub azure: bool,
+
+    /// Print the problems as one JSON object
+    #[arg(long)]
+    pub json: bool,
+}
+
+#[derive(Debug, Args)]
+#[command(
+    after_help = "Examples:\n  kiln plan hello.json\n  kiln plan hello.json --json | jq .plan.machine\n\n\
+                  Scripts and files the template names are fetched and checked; no machine is started."
+)]
+pub struct PlanArgs {
+    /// Template: JSON (comments and trailing commas allowed) or YAML; `-` reads standard input
+    pub file: PathBuf,
+
+    /// Print the plan as one JSON object
+    #[arg(long)]
+    pub json: bool,
+}
+
+#[derive(Debug, Subcommand)]
+pub enum ImagesCommand {
+    /// Make a base image from its recipe
+    Build(ImagesBuildArgs),
+    /// Download a base image and check its digest
+    Pull(ImagesPullArgs),
+    /// List the base images of the catalog and of the library
+    List(ImagesListArgs),
+    /// Show all that is known about one base image
+    Show(ImagesShowArgs),
+    /// Put a disk image of your own into the library
+    Import(ImagesImportArgs),
+    /// Remove a base image from the library
+    Remove(ImagesRemoveArgs),
+}
+
+#[derive(Debug, Args)]
+#[command(after_help = "Examples:\n  kiln images build debian-12\n\n\
+                  A recipe installs packages into a tree and needs root or sub-uids; it says what is missing.")]
+pub struct ImagesBuildArgs {
+    /// Name in the catalog (see `kiln images list`)
+    pub name: String,
+}
+
+#[derive(Debug, Args)]
+#[command(after_help = "Examples:\n  kiln images pull ubuntu-22.04\n\n\
+                  A broken download goes on where it stopped when the command is repeated.")]
+pub struct ImagesPullArgs {
+    /// Name in the catalog (see `kiln images list`)
+    pub name: String,
+}
+
+#[derive(Debug, Args)]
+pub struct ImagesListArgs {
+    /// Print one JSON object
+    #[arg(long)]
+    pub json: bool,
+}
+
+#[derive(Debug, Args)]
+#[command(after_help = "Exit status 1 when no version of it lies in the library.")]
+pub struct ImagesShowArgs {
+    /// Name of the image
+    pub name: String,
+
+    /// Print one JSON object
+    #[arg(long)]
+    pub json: bool,
+}
+
+#[derive(Debug, Args)]
+#[command(
+    after_help = "Examples:\n  kiln images import ./golden.qcow2 --name golden --platform Contoso:linux:golden\n  \
+                  kiln images import ./golden.vhd --name golden --version 1.2.0 --generation 2 \\\n    \
+                  --platform Contoso:linux:golden-gen2\n\n\
+                  The image must run cloud-init at boot: a build logs in through it."
+)]
+pub struct ImagesImportArgs {
+    /// Disk image: raw, qcow2, VHD, VHDX or VMDK; its format is read from its bytes
+    pub file: PathBuf,
+
+    /// Name in the library
+    #[arg(long)]
+    pub name: String,
+
+    /// Version; `latest` picks the highest [default: the time, as 0.20261123.1722]
+    #[arg(long = "version", value_name = "VERSION")]
+    pub image_version: Option<String>,
+
+    /// PUBLISHER:OFFER:SKU a template finds it by; may be repeated
+    #[arg(long, value_name = "P:O:S", required = true)]
+    pub platform: Vec<String>,
+
+    /// System inside
+    #[arg(long, value_enum, default_value_t = OsArg::Linux)]
+    pub os: OsArg,
+
+    /// Generation it boots as: 1 is BIOS, 2 is UEFI [default: what the disk's layout shows]
+    #[arg(long, value_enum)]
+    pub generation: Option<GenerationArg>,
+
+    /// Refuse the file unless its SHA-256 digest is this
+    #[arg(long, value_name = "HEX")]
+    pub sha256: Option<String>,
+}
+
+#[derive(Debug, Clone, Copy, PartialEq, Eq, ValueEnum)]
+pub enum OsArg {
+    Linux,
+    Windows,
+}
+
+#[derive(Debug, Clone, Copy, PartialEq, Eq, ValueEnum)]
+pub enum GenerationArg {
+    #[value(name = "1")]
+    One,
+    #[value(name = "2")]
+    Two,
+}
+
+#[derive(Debug, Args)]
+#[command(
+    after_help = "Examples:\n  kiln images remove debian-12\n  kiln images remove debian-12 12.20250101.0"
+)]
+pub struct ImagesRemoveArgs {
+    /// Name of the image
+    pub name: String,
+
+    /// Version; needed when several lie in the library
+    pub version: Option<String>,
+}
+
+#[derive(Debug, Args)]
+#[command(after_help = "Exit status 0 when a build can run here, 1 when something it needs is missing.")]
+pub struct DoctorArgs {
+    /// Print the findings as one JSON object
+    #[arg(long)]
+    pub json: bool,
+}
+
+#[derive(Debug, Args)]
+pub struct VersionArgs {
+    /// Print one JSON object, with the file formats this build reads
+    #[arg(long)]
+    pub json: bool,
+}
+
+#[derive(Debug, Args)]
+pub struct CompletionsArgs {
+    /// Shell
+    #[arg(value_enum)]
+    pub shell: clap_complete::Shell,
+}
+
+#[derive(Debug, Args)]
+pub struct WorkerArgs {
+    /// The run's directory
+    pub run_dir: PathBuf,
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use clap::CommandFactory as _;
+
+    #[test]
+    fn the_command_tree_is_consistent() {
+        Cli::command().debug_assert();
+    }
+
+    #[test]
+    fn a_template_from_standard_input_is_a_dash() {
+        let cli = Cli::try_parse_from(["kiln", "build", "-"]).unwrap();
+        let Command::Build(build) = cli.command else { panic!("not a build") };
+        assert_eq!(build.file, PathBuf::from("-"));
+        assert_eq!(build.output, PathBuf::from("."));
+    }
+}

@@ -1,0 +1,165 @@
+//! `kiln build`: makes a run, starts its worker and follows it to the end.
+//!
+//! ```text
+//!  template ─ prepare ─► plan ─► run directory ─► kiln worker RUN_DIR   (a session of its own)
+//!                                      │                │
+//!                    events, log ◄─ follow ◄────────────┘
+//!                                      │ worker gone without an end: settle
+//!                                      ▼
+//!                            report on stderr; artifacts' paths on stdout
+//! ```
+//! The worker does not notice Ctrl-C: the first one leaves a request that it answers
+//! by ending and cleaning up, the second kills it and cleans up here.
+
+use std::cell::RefCell;
+
+use anyhow::Context as _;
+use kiln_build::run_dir::{REQUEST_FORMAT, RunDir, RunId, RunRequest};
+use kiln_daemon::executor::local;
+use kiln_daemon::{Followed, News, follow, settle};
+use kiln_host::process::{Child, Invocation};
+use kiln_model::event::RunEvent;
+use kiln_model::plan::BuildPlan;
+
+use super::prepare::{NoPlan, Prepared, prepare};
+use super::shelves::Shelves;
+use super::signals::{Signals, Stop};
+use super::{End, Surroundings};
+use crate::exit::{ExitStatus, Failure};
+use crate::progress::report::Report;
+use crate::progress::{Outcome, RunView, final_object, refusal};
+use crate::settings::{self, BuildSettings, Folders};
+
+pub async fn run(around: &Surroundings<'_>, settings: BuildSettings) -> End {
+    let ended = build(around, &settings).await;
+    if let (true, Err(failure)) = (settings.json, &ended) {
+        // Whoever reads stdout learns it there, too.
+        around.printer.data(&refusal(&format!("{:#}", failure.error), &[], failure.status()));
+    }
+    ended
+}
+
+async fn build(around: &Surroundings<'_>, settings: &BuildSettings) -> End {
+    let printer = around.printer;
+    let folders = Folders::resolve(around.environment).map_err(Failure::host)?;
+    settings::ensure_private(&folders.runtime).map_err(Failure::host)?;
+    let shelves = Shelves::open(&folders)?;
+    let file = settings.template.shown();
+    let plan = match prepare(&settings.template, &shelves) {
+        Ok(Prepared { plan, problems }) => {
+            super::show_problems(around, &file, &problems);
+            plan
+        }
+        Err(NoPlan::Other(failure)) => return Err(failure),
+        Err(NoPlan::Problems(found)) => {
+            super::show_problems(around, &file, &found);
+            if settings.json {
+                printer.data(&refusal(&found.to_string(), &found, ExitStatus::Failed));
+            }
+            return Ok(ExitStatus::Failed);
+        }
+    };
+
+    let run_dir = make_run(settings, &folders, &plan)?;
+    // From here on a signal is a request to the run, not the end of this process.
+    let mut signals = Signals::listen().context("cannot listen for signals")?;
+    let worker = start_worker(around, &run_dir)?;
+    let outcome = watch(around, settings, &run_dir, &worker, &mut signals).await?;
+
+    let end = outcome.end.as_ref();
+    let status = end.map_or(ExitStatus::Unexpected, |end| {
+        ExitStatus::of_run(end.state, end.failure.as_ref().map(|failure| failure.fault))
+    });
+    let report = Report {
+        outcome: &outcome,
+        run_dir: &run_dir,
+        output_dir: &settings.output,
+        kept_on_error: settings.keep_on_error,
+        paint: printer.err,
+    };
+    report.lines().iter().for_each(|line| printer.talk(line));
+    if settings.json {
+        printer.data(&final_object(&outcome, run_dir.path(), &settings.output, status));
+    } else {
+        for output in &outcome.outputs {
+            printer.data(&settings.output.join(&output.file).display().to_string());
+        }
+    }
+    Ok(status)
+}
+
+fn make_run(settings: &BuildSettings, folders: &Folders, plan: &BuildPlan) -> Result<RunDir, Failure> {
+    // Before anything is started: a folder that cannot be made is not worth an hour.
+    std::fs::create_dir_all(&settings.output)
+        .with_context(|| format!("cannot make the output directory {}", settings.output.display()))
+        .map_err(Failure::host)?;
+    let request = RunRequest {
+        format: REQUEST_FORMAT,
+        run_id: RunId::new(&plan.template_name),
+        output_dir: settings.output.clone(),
+        keep_on_error: settings.keep_on_error,
+        library: folders.library.clone(),
+    };
+    local::prepare(&folders.runs, plan, &request).map_err(Failure::host)
+}
+
+fn start_worker(around: &Surroundings<'_>, run_dir: &RunDir) -> Result<Child, Failure> {
+    let exe = std::env::current_exe().context("cannot tell where this program lies")?;
+    let mut worker = Invocation::new(exe);
+    if around.verbose > 0 {
+        worker = worker.arg(format!("-{}", "v".repeat(usize::from(around.verbose))));
+    }
+    local::start(run_dir, worker.arg("worker")).map_err(Failure::host)
+}
+
+/// Shows the run until it has ended, and answers requests to stop.
+async fn watch(
+    around: &Surroundings<'_>,
+    settings: &BuildSettings,
+    run_dir: &RunDir,
+    worker: &Child,
+    signals: &mut Signals,
+) -> Result<Outcome, Failure> {
+    // One task, two branches that both show things: never at the same time.
+    let view = RefCell::new(RunView::new(around.printer, settings.json, around.verbose > 0));
+    let followed = {
+        let following = follow(run_dir, worker, |news| match news {
+            News::Event(event) => view.borrow_mut().event(event),
+            News::Log(bytes) => view.borrow_mut().log(bytes),
+        });
+        tokio::pin!(following);
+        loop {
+            tokio::select! {
+                followed = &mut following => break followed,
+                stop = signals.next() => match stop {
+                    Stop::CleanUp => {
+                        let line = "stopping: the build ends and cleans up; Ctrl-C again kills it";
+                        view.borrow_mut().talk(&around.printer.format_warning(line));
+                        if let Err(error) = local::cancel(run_dir) {
+                            view.borrow_mut().talk(&format!("cannot ask the build to stop: {error}"));
+                        }
+                    }
+                    Stop::AtOnce => {
+                        view.borrow_mut().talk(&around.printer.format_warning("killing the build"));
+                        local::kill(worker);
+                    }
+                },
+            }
+        }
+    };
+    if let Followed::WorkerGone(how) =
+        followed.context("cannot follow the run; it goes on without this command")?
+    {
+        settle(run_dir, &how).context("the build's worker is gone and its run cannot be ended")?;
+        let last = last_event(run_dir).context("cannot read how the run ended")?;
+        view.borrow_mut().event(&last);
+    }
+    Ok(view.into_inner().finish())
+}
+
+/// The end that settling wrote.
+fn last_event(run_dir: &RunDir) -> anyhow::Result<RunEvent> {
+    let text = std::fs::read_to_string(run_dir.events())?;
+    let line = text.lines().next_back().unwrap_or_default();
+    Ok(serde_json::from_str(line)?)
+}

@@ -1,0 +1,127 @@
+//! `kiln doctor`: what this machine gives to a build, and what it lacks.
+//!
+//! Each finding has a verdict: good, attention (a build works, but not everything or
+//! not fast), missing (no build can work). What is missing comes with the one command
+//! that installs it.
+
+mod findings;
+mod programs;
+
+use std::time::Duration;
+
+use kiln_host::wait::Control;
+use kiln_qemu::host::{Accelerator, Qemu, probe_accelerator};
+
+use self::findings::{Findings, Verdict};
+use super::shelves::Shelves;
+use super::{End, Surroundings, signals};
+use crate::exit::{ExitStatus, Failure};
+use crate::settings::{self, Folders};
+use crate::ui::text;
+
+/// Below this a build of even a small image runs out of room.
+const ROOM_NEEDED: u64 = 2 << 30;
+/// Below this a second image or a larger disk may not fit.
+const ROOM_WANTED: u64 = 10 << 30;
+/// The least a guest is given, and what QEMU needs for itself.
+const MEMORY_NEEDED_MIB: u64 = 512 + 256;
+/// The accelerator's self-test has a deadline of its own; this is for a probe that hangs.
+const PROBE_LIMIT: Duration = Duration::from_secs(60);
+
+pub async fn run(around: &Surroundings<'_>, json: bool) -> End {
+    let control = signals::control().map_err(Failure::host)?.within(PROBE_LIMIT);
+    let folders = Folders::resolve(around.environment).map_err(Failure::host)?;
+    let mut findings = Findings::default();
+    qemu(around, &folders, &mut findings, &control).await;
+    host(&folders, &mut findings);
+    images(&folders, &mut findings);
+    programs::look(around, &mut findings);
+
+    if json {
+        around.printer.raw_data(findings.to_json().as_bytes());
+    } else {
+        findings.lines(around.printer.out).iter().for_each(|line| around.printer.data(line));
+    }
+    Ok(if findings.can_build() { ExitStatus::Done } else { ExitStatus::Failed })
+}
+
+async fn qemu(around: &Surroundings<'_>, folders: &Folders, findings: &mut Findings, control: &Control) {
+    let qemu = match Qemu::find(&around.environment.search_path()) {
+        Ok(qemu) => qemu,
+        Err(error) => {
+            findings.add("qemu", Verdict::Missing, error.to_string());
+            findings.lacks("qemu-system-x86");
+            findings.lacks("qemu-utils");
+            return;
+        }
+    };
+    let _ = (folders, qemu, control);
+}
+
+fn host(folders: &Folders, findings: &mut Findings) {
+    let cpus = kiln_host::space::cpus();
+    findings.add("processors", Verdict::Good, format!("{cpus} for guests to share"));
+    match kiln_host::space::memory_available_mib() {
+        Ok(free) => {
+            let verdict = if free >= MEMORY_NEEDED_MIB { Verdict::Good } else { Verdict::Missing };
+            findings.add("memory", verdict, format!("{} free", text::bytes(free << 20)));
+        }
+        Err(error) => {
+            findings.add("memory", Verdict::Attention, format!("cannot tell how much is free: {error}"))
+        }
+    }
+    room(folders, findings);
+    match settings::ensure_private(&folders.runtime) {
+        Ok(()) => findings.add("sockets", Verdict::Good, folders.runtime.display().to_string()),
+        Err(error) => findings.add("sockets", Verdict::Missing, error.to_string()),
+    }
+}
+
+/// Disk room where the library and the runs lie, or will.
+fn room(folders: &Folders, findings: &mut Findings) {
+    let there = folders.library.ancestors().find(|folder| folder.is_dir());
+    let Some(folder) = there else {
+        findings.add("disk", Verdict::Missing, format!("{} cannot be made", folders.library.display()));
+        return;
+    };
+    let place = format!("under {}", folders.library.parent().unwrap_or(folder).display());
+    match kiln_host::space::free_bytes(folder) {
+        Ok(free) => {
+            let verdict = match free {
+                ..ROOM_NEEDED => Verdict::Missing,
+                ..ROOM_WANTED => Verdict::Attention,
+                _ => Verdict::Good,
+            };
+            findings.add("disk", verdict, format!("{} free {place}", text::bytes(free)));
+        }
+        Err(error) => {
+            findings.add("disk", Verdict::Attention, format!("cannot tell the room {place}: {error}"))
+        }
+    }
+    match kiln_host::space::supports_sparse(folder) {
+        Ok(true) => {}
+        Ok(false) => findings.add(
+            "sparse files",
+            Verdict::Attention,
+            format!("not {place}: a disk takes its full size there"),
+        ),
+        // Not writable: opening the library says so, in its own words.
+        Err(_) => {}
+    }
+}
+
+fn images(folders: &Folders, findings: &mut Findings) {
+    match Shelves::look(folders) {
+        Ok(shelves) if shelves.stored.is_empty() => findings.add(
+            "images",
+            Verdict::Attention,
+            "no base image in the library: `kiln images build debian-12` makes one",
+        ),
+        Ok(shelves) => {
+            let names: Vec<String> =
+                shelves.stored.iter().map(|image| format!("{} {}", image.name, image.version)).collect();
+            findings.add("images", Verdict::Good, names.join(", "));
+        }
+        Err(failure) => findings.add("images", Verdict::Attention, format!("{:#}", failure.error)),
+    }
+}

@@ -1,0 +1,146 @@
+//! Bringing base images into the library: by download, or from a file of one's own.
+
+use kiln_library::{ImageError, ImageProgress, ImportRequest, Imported};
+use kiln_model::Sha256;
+use kiln_model::catalog::{Arch, CatalogSource, Generation, Login, Os, ServedName};
+
+use super::super::shelves::Shelves;
+use super::super::{End, Surroundings, signals};
+use crate::args::{GenerationArg, ImagesImportArgs, OsArg};
+use crate::exit::{ExitStatus, Failure};
+use crate::progress::transfer::Transfers;
+use crate::settings::{self, Folders};
+use crate::ui::text;
+
+pub async fn pull(around: &Surroundings<'_>, folders: &Folders, name: &str) -> End {
+    let shelves = Shelves::open(folders)?;
+    let entry = super::entry(&shelves, name)?;
+    if let CatalogSource::Recipe { .. } = entry.source {
+        return Err(Failure::input(anyhow::anyhow!("{name} is not downloaded but made here"))
+            .hint(format!("`kiln images build {name}` makes it")));
+    }
+    let fetch = settings::fetch(around.environment).map_err(Failure::host)?;
+    let control = signals::control().map_err(Failure::host)?;
+    let transfers = Transfers::new(around.printer, around.verbose > 0);
+    let pulled = shelves.library()?.pull(entry, &fetch, &|p| show(&transfers, name, p), &control).await;
+    drop(transfers);
+    stored(around, pulled)
+}
+
+pub async fn import(around: &Surroundings<'_>, folders: &Folders, args: ImagesImportArgs) -> End {
+    let name = args.name.clone();
+    let request = resolve(args)?;
+    let shelves = Shelves::open(folders)?;
+    let control = signals::control().map_err(Failure::host)?;
+    let transfers = Transfers::new(around.printer, around.verbose > 0);
+    let imported = shelves.library()?.import(&request, &|p| show(&transfers, &name, p), &control).await;
+    drop(transfers);
+    stored(around, imported)
+}
+
+fn resolve(args: ImagesImportArgs) -> Result<ImportRequest, Failure> {
+    let ImagesImportArgs { file, name, image_version, platform, os, generation, sha256 } = args;
+    let generations = match generation {
+        None => Vec::new(),
+        Some(GenerationArg::One) => vec![Generation::V1],
+        Some(GenerationArg::Two) => vec![Generation::V2],
+    };
+    let sha256 = sha256
+        .map(|hex| {
+            hex.parse::<Sha256>()
+                .map_err(|error| Failure::input(anyhow::Error::new(error).context("--sha256")))
+        })
+        .transpose()?;
+    Ok(ImportRequest {
+        path: file,
+        name,
+        version: image_version.unwrap_or_else(super::version_of_now),
+        platform: platform.iter().map(|text| served_name(text)).collect::<Result<_, _>>()?,
+        os: match os {
+            OsArg::Linux => Os::Linux,
+            OsArg::Windows => Os::Windows,
+        },
+        generations,
+        arch: Arch::X86_64,
+        login: Login::CloudInit,
+        sha256,
+    })
+}
+
+/// `PUBLISHER:OFFER:SKU`.
+fn served_name(text: &str) -> Result<ServedName, Failure> {
+    match text.split(':').collect::<Vec<_>>().as_slice() {
+        [publisher, offer, sku] if [publisher, offer, sku].iter().all(|part| !part.is_empty()) => {
+            Ok(ServedName {
+                publisher: (*publisher).to_owned(),
+                offer: (*offer).to_owned(),
+                sku: (*sku).to_owned(),
+                generation: None,
+            })
+        }
+        _ => Err(Failure::input(anyhow::anyhow!(
+            "--platform {text:?} is not PUBLISHER:OFFER:SKU, for example Contoso:linux:golden"
+        ))),
+    }
+}
+
+/// Shows how an image comes into the library.
+pub fn show(transfers: &Transfers<'_>, name: &str, progress: ImageProgress) {
+    match progress {
+        ImageProgress::Downloading { done, total } => transfers.advance(0, name, done, total),
+        ImageProgress::Retrying { message, after, .. } => {
+            transfers.end(0);
+            transfers.talk(&format!("{message}; again in {}", text::duration(after)));
+        }
+        ImageProgress::Reading { done, total } => {
+            transfers.end(0);
+            transfers.advance(1, "checking", done, Some(total));
+        }
+        ImageProgress::Copying { done, total } => {
+            transfers.end(1);
+            transfers.advance(2, "copying", done, Some(total));
+        }
+        ImageProgress::Converting => {
+            (0..3).for_each(|id| transfers.end(id));
+            transfers.talk("converting to qcow2");
+        }
+    }
+}
+
+/// Says what lies in the library now.
+pub fn stored(around: &Surroundings<'_>, imported: Result<Imported, ImageError>) -> End {
+    let Imported { image, probe: _, already_there } = imported.map_err(|error| {
+        let interrupted = error.interrupted().is_some();
+        let failure = Failure::new(error.fault(), error);
+        if interrupted { failure.hint("the same command goes on where it stopped") } else { failure }
+    })?;
+    let printer = around.printer;
+    let how = if already_there { "was already in the library" } else { "is in the library" };
+    let generations: Vec<String> = image.generations.iter().map(|g| format!("{g:?}")).collect();
+    printer.talk(&format!(
+        "{} {} {how}: disk of {}, boots as {}, sha256 {}",
+        image.name,
+        image.version,
+        text::bytes(image.virtual_size),
+        generations.join(" and "),
+        image.sha256
+    ));
+    for served in &image.platform {
+        printer.talk(&format!("  templates call it {}", served.name()));
+    }
+    Ok(ExitStatus::Done)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn platform_names_have_three_parts() {
+        let served = served_name("Contoso:linux:golden-gen2").unwrap();
+        assert_eq!(served.name().to_string(), "Contoso:linux:golden-gen2");
+        for bad in ["", "a:b", "a:b:c:d", "a::c", ":b:c"] {
+            assert!(served_name(bad).is_err(), "{bad:?}");
+        }
+    }
+}

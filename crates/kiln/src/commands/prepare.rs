@@ -1,0 +1,119 @@
+//! From a template file to a plan: what `validate`, `plan` and `build` share.
+//!
+//! ```text
+//!  file ─ read ─► bytes ─ Document::parse ─► check ─► choose the base image ─► BuildPlan
+//! ```
+//! Every problem found on the way is reported, not only the first.
+
+use std::fs::File;
+use std::io::{self, Read};
+
+use anyhow::Context as _;
+use kiln_model::plan::{BuildPlan, HostLimits};
+use kiln_model::problem::{Code, Problem};
+use kiln_model::template::{CheckedTemplate, TemplateSource};
+use kiln_model::{CheckContext, Checked, Document, MAX_TEMPLATE_BYTES, Problems, check};
+
+use super::shelves::Shelves;
+use crate::exit::Failure;
+use crate::settings::TemplateInput;
+
+/// Kept back for QEMU's own needs and for Kiln, MiB, when the host's memory is shared out.
+const KEPT_BACK_MIB: u64 = 256;
+
+/// A template that became a plan, with what is to be said about it.
+#[derive(Debug)]
+pub struct Prepared {
+    pub plan: BuildPlan,
+    /// Warnings and notes.
+    pub problems: Problems,
+}
+
+/// Why there is no plan.
+#[derive(Debug)]
+pub enum NoPlan {
+    /// The template has errors.
+    Problems(Problems),
+    /// Something else was in the way: no such file, no such image, no library.
+    Other(Failure),
+}
+
+impl From<Failure> for NoPlan {
+    fn from(failure: Failure) -> Self {
+        Self::Other(failure)
+    }
+}
+
+/// The template's bytes: no more of them than a template may have, and one to tell.
+pub fn read(input: &TemplateInput) -> Result<Vec<u8>, Failure> {
+    let limit = MAX_TEMPLATE_BYTES as u64 + 1;
+    let mut bytes = Vec::new();
+    let read = match input {
+        TemplateInput::StandardInput => io::stdin().lock().take(limit).read_to_end(&mut bytes),
+        TemplateInput::File(path) => {
+            File::open(path).and_then(|file| file.take(limit).read_to_end(&mut bytes))
+        }
+    };
+    read.with_context(|| format!("cannot read the template {}", input.shown())).map_err(Failure::input)?;
+    Ok(bytes)
+}
+
+/// Parses and checks. The problems are all there are; the template is there if none is an error.
+pub fn check_template(
+    input: &TemplateInput,
+    bytes: &[u8],
+    shelves: &Shelves,
+    azure: bool,
+) -> (Problems, Option<CheckedTemplate>) {
+    let hint = match input {
+        // What a run is called when the template does not say it.
+        TemplateInput::StandardInput => "template".to_owned(),
+        TemplateInput::File(path) => {
+            path.file_name().map(|name| name.to_string_lossy().into_owned()).unwrap_or_default()
+        }
+    };
+    match Document::parse(bytes, &hint) {
+        Err(problems) => (problems, None),
+        Ok(document) => {
+            let Checked { problems, template } =
+                check(&document, &CheckContext { catalog: &shelves.catalog, azure });
+            (problems, template)
+        }
+    }
+}
+
+/// All the way to a plan.
+pub fn prepare(input: &TemplateInput, shelves: &Shelves) -> Result<Prepared, NoPlan> {
+    let bytes = read(input)?;
+    let (problems, template) = check_template(input, &bytes, shelves, false);
+    let Some(template) = template else { return Err(NoPlan::Problems(problems)) };
+    let image = match &template.source {
+        TemplateSource::Platform { name, version, plan: _ } => shelves
+            .catalog
+            .choose(&shelves.stored, name, version)
+            .map_err(|error| NoPlan::Other(Failure::input(error)))?,
+        TemplateSource::ManagedImage { .. } | TemplateSource::SharedImageVersion { .. } => {
+            let refused = Problem::error(
+                Code::NotBuiltYet,
+                &template.source_place,
+                "this version of Kiln builds from PlatformImage sources only",
+            );
+            return Err(NoPlan::Problems(joined(problems, refused.into())));
+        }
+    };
+    let host = HostLimits {
+        cpus: kiln_host::space::cpus(),
+        memory_mib: kiln_host::space::memory_available_mib()
+            .context("cannot tell how much memory this host has")
+            .map_err(Failure::host)?
+            .saturating_sub(KEPT_BACK_MIB),
+    };
+    match template.plan(&image, host) {
+        Ok(plan) => Ok(Prepared { plan, problems }),
+        Err(refused) => Err(NoPlan::Problems(joined(problems, refused))),
+    }
+}
+
+fn joined(first: Problems, second: Problems) -> Problems {
+    Problems::new(first.into_iter().chain(second).collect())
+}

@@ -1,0 +1,42 @@
+//! `kiln worker RUN_DIR`: executes one run. Started by whoever prepared the run; what
+//! it does is told by the run directory, not by this process's output.
+
+use std::path::PathBuf;
+use std::time::Duration;
+
+use anyhow::Context as _;
+use kiln_build::WorkerSettings;
+use kiln_build::run_dir::RunDir;
+use tokio_util::sync::CancellationToken;
+
+use super::signals::Signals;
+use super::{End, Surroundings};
+use crate::exit::{ExitStatus, Failure};
+use crate::settings::{self, Folders};
+
+/// How long a guest waits on a full disk for room before its run fails.
+const DISK_FULL_WAIT: Duration = Duration::from_secs(10 * 60);
+
+pub async fn run(around: &Surroundings<'_>, run_dir: PathBuf) -> End {
+    let folders = Folders::resolve(around.environment).map_err(Failure::host)?;
+    settings::ensure_private(&folders.runtime).map_err(Failure::host)?;
+    let settings = WorkerSettings {
+        search_path: around.environment.search_path(),
+        runtime_dir: folders.runtime,
+        cache_dir: folders.cache,
+        fetch: settings::fetch(around.environment).map_err(Failure::host)?,
+        disk_full_wait: DISK_FULL_WAIT,
+        kiln_version: env!("CARGO_PKG_VERSION").to_owned(),
+    };
+    let run_dir = RunDir::open(&run_dir).map_err(Failure::input)?;
+
+    let cancel = CancellationToken::new();
+    let mut signals = Signals::listen().context("cannot listen for signals")?;
+    let canceled = cancel.clone();
+    tokio::spawn(async move {
+        signals.next().await;
+        canceled.cancel();
+    });
+    let state = kiln_build::work(run_dir, settings, cancel).await.map_err(Failure::host)?;
+    Ok(ExitStatus::of_run(state, None))
+}

@@ -1,0 +1,335 @@
+//! The end of a run in words: what came out and where it lies, or what went wrong,
+//! with the lines that show it.
+
+use std::path::Path;
+
+use kiln_build::run_dir::RunDir;
+use kiln_model::catalog::Generation;
+use kiln_model::event::{Failure, RunOutput};
+use kiln_model::run::RunState;
+
+use super::log_lines::text_of;
+use super::outcome::{End, Outcome};
+use crate::ui::guest_text::neutralize;
+use crate::ui::{Paint, text};
+
+/// What the end of a run is shown with.
+#[derive(Debug)]
+pub struct Report<'a> {
+    pub outcome: &'a Outcome,
+    pub run_dir: &'a RunDir,
+    /// Where the artifacts lie; absolute.
+    pub output_dir: &'a Path,
+    pub kept_on_error: bool,
+    pub paint: Paint,
+}
+
+impl Report<'_> {
+    /// The lines, hints last.
+    pub fn lines(&self) -> Vec<String> {
+        let Some(end) = &self.outcome.end else {
+            return vec![format!("{} the run left no end", self.paint.bad("error:"))];
+        };
+        let mut lines = Vec::new();
+        let time = text::milliseconds(end.ms);
+        match end.state {
+            RunState::Succeeded => lines.push(format!("{} in {time}", self.paint.good("done"))),
+            RunState::PartiallySucceeded => {
+                lines.push(format!(
+                    "{} after {time}: {}",
+                    self.paint.attention("partly done"),
+                    neutralize(&end.message)
+                ));
+            }
+            RunState::Canceled => {
+                lines.push(format!(
+                    "{} after {time}: {}",
+                    self.paint.attention("canceled"),
+                    neutralize(&end.message)
+                ));
+            }
+            RunState::Failed | RunState::Running | RunState::Canceling => {
+                lines.extend(self.failure(end, &time));
+            }
+        }
+        for output in &self.outcome.outputs {
+            lines.push(String::new());
+            lines.extend(self.output(output));
+        }
+        if end.state != RunState::Failed {
+            lines.extend(self.phases());
+        }
+        lines.extend(self.logs());
+        lines.extend(self.hints(end).into_iter().map(|hint| format!("{} {hint}", self.paint.faint("hint:"))));
+        lines
+    }
+
+    fn output(&self, output: &RunOutput) -> Vec<String> {
+        let RunOutput { name, file, size, virtual_size, sha256, source, generation, status, .. } = output;
+        let path = self.output_dir.join(file);
+        vec![
+            row(name, &self.paint.heading(path.display())),
+            row(
+                "size",
+                &format!(
+                    "{size} bytes: a disk of {}, generation {}",
+                    text::bytes(*virtual_size),
+                    number(*generation)
+                ),
+            ),
+            row("sha256", &sha256.to_string()),
+            row(
+                "made from",
+                &format!("{} {} (sha256 {})", source.name, source.version, source.sha256.short()),
+            ),
+            row("status", status),
+            row("record", &path.with_extension("json").display().to_string()),
+        ]
+    }
+
+    fn phases(&self) -> Option<String> {
+        let phases: Vec<String> = self
+            .outcome
+            .phases
+            .iter()
+            .map(|(phase, ms)| format!("{phase} {}", text::milliseconds(*ms)))
+            .collect();
+        (!phases.is_empty()).then(|| row("phases", &phases.join(", ")))
+    }
+
+    fn logs(&self) -> Vec<String> {
+        let logs = [("log", self.run_dir.customization_log()), ("console", self.run_dir.serial_log())];
+        logs.into_iter().map(|(name, path)| row(name, &path.display().to_string())).collect()
+    }
+
+    fn failure(&self, end: &End, time: &str) -> Vec<String> {
+        let Some(failure) = &end.failure else {
+            return vec![format!(
+                "{} the run failed after {time}: {}",
+                self.paint.bad("error:"),
+                neutralize(&end.message)
+            )];
+        };
+        let Failure { fault: _, phase, step, cause, chain, log_tail, console_tail } = failure;
+        let what = match step {
+            Some(step) => format!("{} failed", neutralize(&step.title)),
+            None => format!("the run failed in {phase}"),
+        };
+        let mut lines = vec![format!("{} {what}: {}", self.paint.bad("error:"), neutralize(cause))];
+        lines.extend(
+            chain
+                .iter()
+                .filter(|inner| *inner != cause)
+                .map(|inner| format!("  caused by: {}", neutralize(inner))),
+        );
+        let log: Vec<String> = log_tail.iter().filter_map(|line| text_of(line)).map(neutralize).collect();
+        lines.push(format!("  after {time}, in {phase}"));
+        lines.extend(self.tail("last lines of customization.log:", &log));
+        let console: Vec<String> = console_tail.iter().map(|line| neutralize(line)).collect();
+        lines.extend(self.tail("last lines of the serial console:", &console));
+        lines
+    }
+
+    fn tail(&self, title: &str, tail: &[String]) -> Vec<String> {
+        if tail.is_empty() {
+            return Vec::new();
+        }
+        let bar = self.paint.faint("  |");
+        let lines = tail.iter().map(|line| format!("{bar} {line}").trim_end().to_owned());
+        std::iter::once(title.to_owned()).chain(lines).collect()
+    }
+
+    fn hints(&self, end: &End) -> Vec<String> {
+        if end.state == RunState::Failed {
+            let work = self.run_dir.work();
+            return vec![if self.kept_on_error {
+                format!("what the failed build left lies in {}", work.display())
+            } else {
+                "`--keep-on-error` keeps the disk of a failed build for a look at it".to_owned()
+            }];
+        }
+        self.outcome.outputs.iter().map(|output| boot_hint(output, self.output_dir)).collect()
+    }
+}
+
+/// How to see the image boot, as a command to paste.
+fn boot_hint(output: &RunOutput, output_dir: &Path) -> String {
+    // In an option's value a comma is written twice (qemu(1), "-drive").
+    let path = output_dir.join(&output.file).display().to_string().replace(',', ",,");
+    let firmware = match output.generation {
+        Generation::V1 => "",
+        Generation::V2 => "-machine q35 -bios /usr/share/ovmf/OVMF.fd ",
+    };
+    let drive = text::shell_word(&format!("file={path},format=vpc,if=virtio"));
+    format!(
+        "see it boot, leaving the file as it is (it has no account until cloud-init makes one): \
+         qemu-system-x86_64 -m 1024 -nographic -snapshot {firmware}-drive {drive}"
+    )
+}
+
+fn number(generation: Generation) -> u8 {
+    match generation {
+        Generation::V1 => 1,
+        Generation::V2 => 2,
+    }
+}
+
+fn row(name: &str, value: &str) -> String {
+    format!("  {name:<10} {value}")
+}
+
+#[cfg(test)]
+pub mod tests {
+    use super::*;
+    use expect_test::expect;
+    use kiln_model::event::RunEvent;
+
+    /// Recorded event streams, as a worker writes them.
+    pub const GOOD_RUN: &str = include_str!("../../tests/events/good.jsonl");
+    pub const FAILED_RUN: &str = include_str!("../../tests/events/failed.jsonl");
+    pub const CANCELED_RUN: &str = include_str!("../../tests/events/canceled.jsonl");
+
+    pub fn events(stream: &str) -> Vec<RunEvent> {
+        stream.lines().map(|line| serde_json::from_str(line).unwrap()).collect()
+    }
+
+    fn outcome(stream: &str) -> Outcome {
+        let mut outcome = Outcome::default();
+        events(stream).iter().for_each(|event| outcome.fold(event));
+        outcome
+    }
+
+    fn report(stream: &str) -> String {
+        let home = tempfile::tempdir().unwrap();
+        let run_dir = RunDir::open(home.path()).unwrap();
+        let report = Report {
+            outcome: &outcome(stream),
+            run_dir: &run_dir,
+            output_dir: Path::new("/srv/my images"),
+            kept_on_error: false,
+            paint: Paint { on: false },
+        };
+        let place = run_dir.path().display().to_string();
+        report.lines().iter().map(|line| line.replace(&place, "/runs/RUN") + "\n").collect()
+    }
+
+    #[test]
+    fn a_good_end() {
+        expect![[r#"
+            done in 1m 04s
+
+              hello-vhd  /srv/my images/hello-vhd.vhd
+              size       4294967808 bytes: a disk of 4 GiB, generation 1
+              sha256     cccccccccccccccccccccccccccccccccccccccccccccccccccccccccccccccc
+              made from  debian-12 12.20250101.0 (sha256 aaaaaaaaaaaa)
+              status     booted in QEMU; not tried on Azure
+              record     /srv/my images/hello-vhd.json
+              phases     Building 52.8s, Customizing 8.2s, Optimizing 1.0s, Distributing 2.0s
+              log        /runs/RUN/customization.log
+              console    /runs/RUN/serial.log
+            hint: see it boot, leaving the file as it is (it has no account until cloud-init makes one): qemu-system-x86_64 -m 1024 -nographic -snapshot -drive 'file=/srv/my images/hello-vhd.vhd,format=vpc,if=virtio'
+        "#]].assert_eq(&report(GOOD_RUN));
+    }
+
+    #[test]
+    fn a_bad_end() {
+        expect![[r#"
+            error: Shell "install nginx" failed: Script exited with non-zero exit status: 100. Allowed exit codes are: [0]
+              after 42.0s, in Customizing
+            last lines of customization.log:
+              | Reading package lists...
+              | E: Unable to locate package nginx
+              | Script exited with non-zero exit status: 100. Allowed exit codes are: [0]
+            last lines of the serial console:
+              | [   12.3] cloud-init: done
+              | Debian GNU/Linux 12 localhost ttyS0
+              log        /runs/RUN/customization.log
+              console    /runs/RUN/serial.log
+            hint: `--keep-on-error` keeps the disk of a failed build for a look at it
+        "#]].assert_eq(&report(FAILED_RUN));
+    }
+
+    #[test]
+    fn a_canceled_end() {
+        expect![[r#"
+            canceled after 9.3s: canceled; nothing of it was kept
+              phases     Building 9.3s
+              log        /runs/RUN/customization.log
+              console    /runs/RUN/serial.log
+        "#]]
+        .assert_eq(&report(CANCELED_RUN));
+    }
+
+    #[test]
+    fn the_result_object_is_golden() {
+        let status = crate::exit::ExitStatus::Done;
+        let text = super::super::final_object(
+            &outcome(GOOD_RUN),
+            Path::new("/runs/RUN"),
+            Path::new("/srv/my images"),
+            status,
+        );
+        assert!(!text.contains('\n'));
+        let value: serde_json::Value = serde_json::from_str(&text).unwrap();
+        expect![[r#"
+            {
+              "format": 1,
+              "kind": "result",
+              "runId": "20261123T172233Z-hello-3f9a1c",
+              "runDir": "/runs/RUN",
+              "state": "Succeeded",
+              "message": "",
+              "exitStatus": 0,
+              "ms": 64010,
+              "phases": [
+                {
+                  "phase": "Building",
+                  "ms": 52798
+                },
+                {
+                  "phase": "Customizing",
+                  "ms": 8199
+                },
+                {
+                  "phase": "Optimizing",
+                  "ms": 1000
+                },
+                {
+                  "phase": "Distributing",
+                  "ms": 2010
+                }
+              ],
+              "outputs": [
+                {
+                  "path": "/srv/my images/hello-vhd.vhd",
+                  "output": {
+                    "format": 1,
+                    "name": "hello-vhd",
+                    "type": "VHD",
+                    "runId": "20261123T172233Z-hello-3f9a1c",
+                    "file": "hello-vhd.vhd",
+                    "size": 4294967808,
+                    "virtualSize": 4294967296,
+                    "sha256": "cccccccccccccccccccccccccccccccccccccccccccccccccccccccccccccccc",
+                    "source": {
+                      "name": "debian-12",
+                      "version": "12.20250101.0",
+                      "sha256": "aaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaa",
+                      "requested": "Debian:debian-12:12:latest"
+                    },
+                    "templateName": "hello",
+                    "templateSha256": "bbbbbbbbbbbbbbbbbbbbbbbbbbbbbbbbbbbbbbbbbbbbbbbbbbbbbbbbbbbbbbbb",
+                    "generation": "V1",
+                    "tags": {
+                      "team": "images"
+                    },
+                    "createdAt": "2026-11-23T17:23:45.000Z",
+                    "kilnVersion": "0.1.0",
+                    "status": "booted in QEMU; not tried on Azure"
+                  }
+                }
+              ]
+            }"#]]
+        .assert_eq(&serde_json::to_string_pretty(&value).unwrap());
+    }
+}

@@ -1,0 +1,399 @@
+//! Arguments and environment, resolved into plain values.
+//!
+//! INVARIANT: this is the only module of the command that reads the environment.
+//! Each `resolve` destructures its arguments whole, so that a new flag cannot be
+//! forgotten. Nothing here touches files, but for asking whether a directory of
+//! the environment is ours.
+//!
+//! | variable                                       | meaning                                              |
+//! |------------------------------------------------|------------------------------------------------------|
+//! | `KILN_DATA`                                    | folder of the library and the runs                   |
+//! | `KILN_IMAGES`                                  | folder with `catalog.yaml` and the recipes           |
+//! | `KILN_LOG`                                     | what the diagnostic log says (tracing filter)        |
+//! | `KILN_CA_FILE`                                 | PEM file with certificate authorities to trust, too  |
+//! | `XDG_DATA_HOME`, `XDG_CACHE_HOME`, `XDG_CONFIG_HOME`, `XDG_RUNTIME_DIR`, `HOME` | XDG Base Directories |
+//! | `HTTP_PROXY`, `HTTPS_PROXY`, `ALL_PROXY`, `NO_PROXY` (either case) | proxies for fetching inputs      |
+//! | `NO_COLOR`, `CLICOLOR`, `CLICOLOR_FORCE`, `TERM` | colour and redrawing                               |
+
+use std::ffi::OsString;
+use std::os::unix::ffi::OsStrExt as _;
+use std::os::unix::fs::MetadataExt as _;
+use std::path::{Path, PathBuf};
+
+use anyhow::{Context as _, anyhow};
+use kiln_library::{FetchSettings, ProxySettings};
+
+use crate::args;
+use crate::ui::ColorWishes;
+
+/// Sockets live below the runtime folder, and the path of a socket has 108 bytes at
+/// most (unix(7)): a longer base than this is not used.
+const RUNTIME_BASE_LIMIT: usize = 48;
+
+/// What the process was given, as it was given. No `Debug`: proxies may hold passwords.
+#[derive(Clone, Default)]
+pub struct Environment {
+    kiln_data: Option<OsString>,
+    kiln_images: Option<OsString>,
+    kiln_log: Option<OsString>,
+    kiln_ca_file: Option<OsString>,
+    home: Option<OsString>,
+    xdg_data_home: Option<OsString>,
+    xdg_cache_home: Option<OsString>,
+    xdg_config_home: Option<OsString>,
+    xdg_runtime_dir: Option<OsString>,
+    path: Option<OsString>,
+    http_proxy: Option<OsString>,
+    https_proxy: Option<OsString>,
+    all_proxy: Option<OsString>,
+    no_proxy: Option<OsString>,
+    no_color: Option<OsString>,
+    clicolor: Option<OsString>,
+    clicolor_force: Option<OsString>,
+    term: Option<OsString>,
+}
+
+impl Environment {
+    /// Reads the process's environment. A variable that is set and empty counts as not set.
+    pub fn read() -> Self {
+        let either = |lower: &str, upper: &str| variable(lower).or_else(|| variable(upper));
+        Self {
+            kiln_data: variable("KILN_DATA"),
+            kiln_images: variable("KILN_IMAGES"),
+            kiln_log: variable("KILN_LOG"),
+            kiln_ca_file: variable("KILN_CA_FILE"),
+            home: variable("HOME"),
+            xdg_data_home: variable("XDG_DATA_HOME"),
+            xdg_cache_home: variable("XDG_CACHE_HOME"),
+            xdg_config_home: variable("XDG_CONFIG_HOME"),
+            xdg_runtime_dir: variable("XDG_RUNTIME_DIR"),
+            path: variable("PATH"),
+            http_proxy: either("http_proxy", "HTTP_PROXY"),
+            https_proxy: either("https_proxy", "HTTPS_PROXY"),
+            all_proxy: either("all_proxy", "ALL_PROXY"),
+            no_proxy: either("no_proxy", "NO_PROXY"),
+            no_color: variable("NO_COLOR"),
+            clicolor: variable("CLICOLOR"),
+            clicolor_force: variable("CLICOLOR_FORCE"),
+            term: variable("TERM"),
+        }
+    }
+
+    pub fn colors(&self) -> ColorWishes {
+        ColorWishes {
+            no_color: self.no_color.is_some(),
+            clicolor_off: self.clicolor.as_deref().is_some_and(|value| value == "0"),
+            clicolor_force: self.clicolor_force.as_deref().is_some_and(|value| value != "0"),
+            dumb_terminal: self.term.as_deref().is_none_or(|term| term == "dumb"),
+        }
+    }
+
+    /// Filter of the diagnostic log: `-v` and `-vv` first, then `KILN_LOG`, then `default`.
+    pub fn log_filter(&self, verbose: u8, default: &str) -> String {
+        match verbose {
+            0 => self
+                .kiln_log
+                .as_ref()
+                .map_or_else(|| default.to_owned(), |f| f.to_string_lossy().into_owned()),
+            1 => "info,russh=warn,hyper_util=warn".to_owned(),
+            _ => "debug,russh=info,hyper_util=info".to_owned(),
+        }
+    }
+
+    /// Where programs are looked for.
+    pub fn search_path(&self) -> OsString {
+        // execvp's own default (glibc), with the folders where Debian keeps mkfs and sgdisk.
+        let path = self.path.clone().unwrap_or_else(|| "/usr/local/bin:/usr/bin:/bin".into());
+        let mut folders: Vec<PathBuf> = std::env::split_paths(&path).collect();
+        for system in ["/usr/sbin", "/sbin"] {
+            if !folders.iter().any(|folder| folder == Path::new(system)) {
+                folders.push(system.into());
+            }
+        }
+        std::env::join_paths(folders).unwrap_or(path)
+    }
+
+    fn absolute(value: Option<&OsString>) -> Option<PathBuf> {
+        // "All paths set in these environment variables must be absolute" (XDG Base
+        // Directory Specification): others are ignored, as it demands.
+        value.map(PathBuf::from).filter(|path| path.is_absolute())
+    }
+
+    fn xdg(&self, variable: Option<&OsString>, below_home: &str) -> Option<PathBuf> {
+        Self::absolute(variable)
+            .or_else(|| Self::absolute(self.home.as_ref()).map(|home| home.join(below_home)))
+    }
+}
+
+#[expect(clippy::disallowed_methods, reason = "this is the settings module")]
+fn variable(name: &str) -> Option<OsString> {
+    std::env::var_os(name).filter(|value| !value.is_empty())
+}
+
+/// Where Kiln keeps its files.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Folders {
+    /// Base images and inputs.
+    pub library: PathBuf,
+    /// One folder a run.
+    pub runs: PathBuf,
+    /// What can be found out again.
+    pub cache: PathBuf,
+    /// Sockets: short, private to the user, of this host. See [`ensure_private`].
+    pub runtime: PathBuf,
+    /// The user's own catalog, if there is one.
+    pub user_catalog: Option<PathBuf>,
+    /// `KILN_IMAGES`.
+    pub images: Option<PathBuf>,
+}
+
+impl Folders {
+    pub fn resolve(environment: &Environment) -> anyhow::Result<Self> {
+        let data = match &environment.kiln_data {
+            Some(given) => std::path::absolute(given).context("KILN_DATA is no usable path")?,
+            None => environment
+                .xdg(environment.xdg_data_home.as_ref(), ".local/share")
+                .map(|base| base.join("kiln"))
+                .ok_or_else(|| {
+                    anyhow!(
+                        "cannot tell where to keep files: set HOME, XDG_DATA_HOME or KILN_DATA to an absolute path"
+                    )
+                })?,
+        };
+        let cache = environment
+            .xdg(environment.xdg_cache_home.as_ref(), ".cache")
+            .map_or_else(|| data.join("cache"), |base| base.join("kiln"));
+        let images = match &environment.kiln_images {
+            Some(given) => Some(std::path::absolute(given).context("KILN_IMAGES is no usable path")?),
+            None => None,
+        };
+        Ok(Self {
+            library: data.join("library"),
+            runs: data.join("runs"),
+            cache,
+            runtime: runtime(environment),
+            user_catalog: environment
+                .xdg(environment.xdg_config_home.as_ref(), ".config")
+                .map(|base| base.join("kiln/catalog.yaml")),
+            images,
+        })
+    }
+}
+
+/// `XDG_RUNTIME_DIR/kiln` where that is ours and short, else a folder under `/tmp`
+/// with our user's number.
+fn runtime(environment: &Environment) -> PathBuf {
+    let user = rustix::process::geteuid().as_raw();
+    Environment::absolute(environment.xdg_runtime_dir.as_ref())
+        .filter(|base| base.as_os_str().as_bytes().len() <= RUNTIME_BASE_LIMIT)
+        // After `su`, the variable may still name another user's folder.
+        .filter(|base| base.metadata().is_ok_and(|meta| meta.is_dir() && meta.uid() == user))
+        .map_or_else(|| PathBuf::from(format!("/tmp/kiln-{user}")), |base| base.join("kiln"))
+}
+
+/// Makes `folder` for this user alone, or makes sure that it is: under `/tmp`
+/// somebody else may have been there first.
+pub fn ensure_private(folder: &Path) -> anyhow::Result<()> {
+    use std::os::unix::fs::DirBuilderExt as _;
+    match std::fs::DirBuilder::new().mode(0o700).create(folder) {
+        Ok(()) => return Ok(()),
+        Err(error) if error.kind() == std::io::ErrorKind::AlreadyExists => {}
+        Err(error) => {
+            return Err(error)
+                .with_context(|| format!("cannot make the runtime folder {}", folder.display()));
+        }
+    }
+    // Not following a link: a link of somebody else's would be followed to where they like.
+    let meta = std::fs::symlink_metadata(folder)
+        .with_context(|| format!("cannot look at the runtime folder {}", folder.display()))?;
+    let ours = meta.is_dir() && meta.uid() == rustix::process::geteuid().as_raw() && meta.mode() & 0o077 == 0;
+    if ours {
+        Ok(())
+    } else {
+        Err(anyhow!(
+            "the runtime folder {} is not private to this user: remove it, or set XDG_RUNTIME_DIR to a folder of your own",
+            folder.display()
+        ))
+    }
+}
+
+/// How inputs and images are fetched: proxies and trust of the environment, the library's own patience.
+pub fn fetch(environment: &Environment) -> anyhow::Result<FetchSettings> {
+    let text = |name: &str, value: Option<&OsString>| {
+        value
+            .map(|value| value.to_str().map(str::to_owned).ok_or_else(|| anyhow!("{name} is not UTF-8 text")))
+            .transpose()
+    };
+    let all = text("ALL_PROXY", environment.all_proxy.as_ref())?;
+    let proxy = ProxySettings {
+        http: text("HTTP_PROXY", environment.http_proxy.as_ref())?.or_else(|| all.clone()),
+        https: text("HTTPS_PROXY", environment.https_proxy.as_ref())?.or(all),
+        direct: text("NO_PROXY", environment.no_proxy.as_ref())?,
+    };
+    let ca_file = environment.kiln_ca_file.as_ref().map(PathBuf::from);
+    Ok(FetchSettings { proxy, ca_file, ..FetchSettings::default() })
+}
+
+/// Where a template's text comes from.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub enum TemplateInput {
+    StandardInput,
+    File(PathBuf),
+}
+
+impl TemplateInput {
+    fn resolve(file: PathBuf) -> Self {
+        if file.as_os_str() == "-" { Self::StandardInput } else { Self::File(file) }
+    }
+
+    /// For messages.
+    pub fn shown(&self) -> String {
+        match self {
+            Self::StandardInput => "<stdin>".to_owned(),
+            Self::File(path) => path.display().to_string(),
+        }
+    }
+}
+
+#[derive(Debug)]
+pub struct BuildSettings {
+    pub template: TemplateInput,
+    /// Absolute.
+    pub output: PathBuf,
+    pub json: bool,
+    pub keep_on_error: bool,
+}
+
+impl BuildSettings {
+    pub fn resolve(args: args::BuildArgs) -> anyhow::Result<Self> {
+        let args::BuildArgs { file, output, json, keep_on_error } = args;
+        let output = std::path::absolute(&output)
+            .with_context(|| format!("{} is no usable output directory", output.display()))?;
+        Ok(Self { template: TemplateInput::resolve(file), output, json, keep_on_error })
+    }
+}
+
+#[derive(Debug)]
+pub struct ValidateSettings {
+    pub template: TemplateInput,
+    pub azure: bool,
+    pub json: bool,
+}
+
+impl ValidateSettings {
+    pub fn resolve(args: args::ValidateArgs) -> Self {
+        let args::ValidateArgs { file, azure, json } = args;
+        Self { template: TemplateInput::resolve(file), azure, json }
+    }
+}
+
+#[derive(Debug)]
+pub struct PlanSettings {
+    pub template: TemplateInput,
+    pub json: bool,
+}
+
+impl PlanSettings {
+    pub fn resolve(args: args::PlanArgs) -> Self {
+        let args::PlanArgs { file, json } = args;
+        Self { template: TemplateInput::resolve(file), json }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use std::os::unix::fs::PermissionsExt as _;
+
+    fn home() -> Environment {
+        Environment { home: Some("/home/u".into()), ..Environment::default() }
+    }
+
+    #[test]
+    fn folders_follow_xdg() {
+        let folders = Folders::resolve(&home()).unwrap();
+        assert_eq!(folders.library, Path::new("/home/u/.local/share/kiln/library"));
+        assert_eq!(folders.runs, Path::new("/home/u/.local/share/kiln/runs"));
+        assert_eq!(folders.cache, Path::new("/home/u/.cache/kiln"));
+        assert_eq!(folders.user_catalog, Some("/home/u/.config/kiln/catalog.yaml".into()));
+
+        let xdg = Environment {
+            xdg_data_home: Some("/d".into()),
+            xdg_cache_home: Some("/c".into()),
+            xdg_config_home: Some("/k".into()),
+            ..home()
+        };
+        let folders = Folders::resolve(&xdg).unwrap();
+        assert_eq!(folders.library, Path::new("/d/kiln/library"));
+        assert_eq!(folders.cache, Path::new("/c/kiln"));
+        assert_eq!(folders.user_catalog, Some("/k/kiln/catalog.yaml".into()));
+    }
+
+    #[test]
+    fn relative_xdg_folders_are_ignored() {
+        let xdg = Environment { xdg_data_home: Some("relative".into()), ..home() };
+        assert_eq!(Folders::resolve(&xdg).unwrap(), Folders::resolve(&home()).unwrap());
+    }
+
+    #[test]
+    fn kiln_data_is_made_absolute() {
+        let relative = Environment { kiln_data: Some("here".into()), ..home() };
+        let library = Folders::resolve(&relative).unwrap().library;
+        assert!(library.is_absolute() && library.ends_with("here/library"), "{}", library.display());
+    }
+
+    #[test]
+    fn without_any_home_the_error_says_what_to_set() {
+        let error = Folders::resolve(&Environment::default()).unwrap_err().to_string();
+        assert!(error.contains("KILN_DATA") && error.contains("HOME"), "{error}");
+    }
+
+    #[test]
+    fn the_runtime_folder_is_ours_and_short() {
+        let user = rustix::process::geteuid().as_raw();
+        let fallback = PathBuf::from(format!("/tmp/kiln-{user}"));
+        let with = |dir: &Path| runtime(&Environment { xdg_runtime_dir: Some(dir.into()), ..home() });
+
+        let ours = tempfile::tempdir_in("/tmp").unwrap();
+        assert_eq!(with(ours.path()), ours.path().join("kiln"));
+        let long = ours.path().join("x".repeat(RUNTIME_BASE_LIMIT));
+        std::fs::create_dir(&long).unwrap();
+        assert_eq!(with(&long), fallback, "too long for a socket");
+        assert_eq!(with(&ours.path().join("gone")), fallback);
+    }
+
+    #[test]
+    fn a_runtime_folder_others_can_enter_is_refused() {
+        let base = tempfile::tempdir().unwrap();
+        let folder = base.path().join("kiln");
+        ensure_private(&folder).unwrap();
+        ensure_private(&folder).unwrap();
+        assert_eq!(folder.metadata().unwrap().mode() & 0o777, 0o700);
+
+        std::fs::set_permissions(&folder, std::fs::Permissions::from_mode(0o755)).unwrap();
+        assert!(ensure_private(&folder).is_err());
+        let link = base.path().join("link");
+        std::os::unix::fs::symlink(base.path(), &link).unwrap();
+        assert!(ensure_private(&link).is_err(), "a link");
+    }
+
+    #[test]
+    fn programs_are_looked_for_in_sbin_too() {
+        let environment = Environment { path: Some("/opt/bin:/usr/bin".into()), ..home() };
+        assert_eq!(environment.search_path(), "/opt/bin:/usr/bin:/usr/sbin:/sbin");
+        let environment = Environment { path: Some("/usr/sbin:/sbin".into()), ..home() };
+        assert_eq!(environment.search_path(), "/usr/sbin:/sbin");
+    }
+
+    #[test]
+    fn all_proxy_stands_in_for_both() {
+        let environment = Environment {
+            all_proxy: Some("http://all:1".into()),
+            https_proxy: Some("http://secure:2".into()),
+            ..home()
+        };
+        let proxy = fetch(&environment).unwrap().proxy;
+        assert_eq!(proxy.http.as_deref(), Some("http://all:1"));
+        assert_eq!(proxy.https.as_deref(), Some("http://secure:2"));
+    }
+}
