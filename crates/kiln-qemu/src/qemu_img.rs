@@ -1,0 +1,252 @@
+//! qemu-img, through one wrapper. Formats are always given, never guessed: a guest can write anything into the first
+//! bytes of a raw disk, a header with the path of a host file among it.
+
+use std::path::{Path, PathBuf};
+
+use kiln_host::process::{Invocation, ProcessError};
+use kiln_host::wait::Control;
+use serde::Deserialize;
+
+use crate::argv::escaped;
+use crate::disk::DiskFormat;
+
+/// The program, found by [`crate::host::Qemu::find`].
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct QemuImg {
+    program: PathBuf,
+}
+
+/// What qemu-img says about an image.
+#[derive(Clone, Debug, PartialEq, Eq, Deserialize)]
+#[serde(rename_all = "kebab-case")]
+pub struct ImageInfo {
+    /// Bytes, as the guest sees it.
+    pub virtual_size: u64,
+    /// Bytes it takes on the host's disk; absent where the host does not say.
+    #[serde(default)]
+    pub actual_size: Option<u64>,
+    pub format: String,
+    #[serde(default)]
+    pub encrypted: bool,
+    /// As written in the image.
+    #[serde(default)]
+    pub backing_filename: Option<PathBuf>,
+    #[serde(default)]
+    pub backing_filename_format: Option<String>,
+    #[serde(default)]
+    format_specific: Option<FormatSpecific>,
+}
+
+#[derive(Clone, Debug, PartialEq, Eq, Deserialize)]
+struct FormatSpecific {
+    #[serde(default)]
+    data: Option<FormatData>,
+}
+
+#[derive(Clone, Debug, PartialEq, Eq, Deserialize)]
+#[serde(rename_all = "kebab-case")]
+struct FormatData {
+    #[serde(default)]
+    data_file: Option<PathBuf>,
+    #[serde(default)]
+    extents: Vec<serde_json::Value>,
+}
+
+impl ImageInfo {
+    /// A file beside the image itself that its contents come from: opening such an image opens that file, with our
+    /// rights.
+    pub fn other_file(&self) -> Option<&Path> {
+        let data = self.format_specific.as_ref().and_then(|specific| specific.data.as_ref());
+        self.backing_filename.as_deref().or_else(|| data?.data_file.as_deref())
+    }
+
+    /// Whether the image is made of several files (VMDK descriptors).
+    pub fn is_split(&self) -> bool {
+        let data = self.format_specific.as_ref().and_then(|specific| specific.data.as_ref());
+        data.is_some_and(|data| data.extents.len() > 1)
+    }
+}
+
+/// Why qemu-img gave no result.
+#[derive(Debug, thiserror::Error)]
+pub enum QemuImgError {
+    #[error(transparent)]
+    Process(#[from] ProcessError),
+    #[error("cannot read what qemu-img says about {}", .path.display())]
+    Answer { path: PathBuf, source: serde_json::Error },
+}
+
+impl QemuImgError {
+    pub fn interrupted(&self) -> Option<kiln_host::wait::Interrupted> {
+        match self {
+            Self::Process(error) => error.interrupted(),
+            Self::Answer { .. } => None,
+        }
+    }
+}
+
+impl QemuImg {
+    pub fn new(program: impl Into<PathBuf>) -> Self {
+        Self { program: program.into() }
+    }
+
+    pub fn program(&self) -> &Path {
+        &self.program
+    }
+
+    fn command(&self, name: &str) -> Invocation {
+        Invocation::new(&self.program).arg(name)
+    }
+
+    pub fn info(&self, path: &Path, format: DiskFormat) -> Result<ImageInfo, QemuImgError> {
+        let output =
+            self.command("info").args(["-f", format.name(), "--output=json"]).arg(path).run_blocking()?;
+        serde_json::from_slice(&output.stdout)
+            .map_err(|source| QemuImgError::Answer { path: path.to_owned(), source })
+    }
+
+    /// Makes a qcow2 file over `backing`, which is recorded as an absolute path with its format.
+    pub fn create_overlay(
+        &self,
+        path: &Path,
+        backing: &Path,
+        backing_format: DiskFormat,
+        virtual_size: u64,
+    ) -> Result<(), QemuImgError> {
+        let mut option = std::ffi::OsString::from("backing_file=");
+        option.push(escaped(backing));
+        option.push(format!(",backing_fmt={}", backing_format.name()));
+        self.command("create")
+            .args(["-q", "-f", "qcow2", "-o"])
+            .arg(option)
+            .arg(path)
+            .arg(virtual_size.to_string())
+            .run_blocking()?;
+        Ok(())
+    }
+
+    /// Changes an image's virtual size; never shrinks.
+    pub fn resize(&self, path: &Path, format: DiskFormat, virtual_size: u64) -> Result<(), QemuImgError> {
+        self.command("resize")
+            .args(["-q", "-f", format.name()])
+            .arg(path)
+            .arg(virtual_size.to_string())
+            .run_blocking()?;
+        Ok(())
+    }
+
+    /// Makes `to` of the contents of `from` and everything below it. `progress` is told hundredths of a percent.
+    pub async fn convert(
+        &self,
+        from: (&Path, DiskFormat),
+        to: (&Path, DiskFormat),
+        progress: impl FnMut(u16) + Send + 'static,
+        control: &Control,
+    ) -> Result<(), QemuImgError> {
+        let command = self
+            .command("convert")
+            .args(["-p", "-f", from.1.name(), "-O", to.1.name()])
+            .arg(from.0)
+            .arg(to.0);
+        self.converting(command, progress, control).await
+    }
+
+    /// Like [`QemuImg::convert`] into a raw file that exists, is large enough, and reads as zeros: holes stay holes.
+    pub async fn convert_into_zeros(
+        &self,
+        from: (&Path, DiskFormat),
+        to: &Path,
+        progress: impl FnMut(u16) + Send + 'static,
+        control: &Control,
+    ) -> Result<(), QemuImgError> {
+        // No lock by QEMU: the file is new and ours, and is locked by its publisher in a way that some network file
+        // systems cannot tell from QEMU's own.
+        let mut target =
+            std::ffi::OsString::from("driver=raw,file.driver=file,file.locking=off,file.filename=");
+        target.push(escaped(to));
+        let command = self
+            .command("convert")
+            .args(["-p", "-n", "--target-is-zero", "-W", "-f", from.1.name(), "--target-image-opts"])
+            .arg(from.0)
+            .arg(target);
+        self.converting(command, progress, control).await
+    }
+
+    async fn converting(
+        &self,
+        command: Invocation,
+        mut progress: impl FnMut(u16) + Send + 'static,
+        control: &Control,
+    ) -> Result<(), QemuImgError> {
+        let mut text = String::new();
+        let watch = move |bytes: &[u8]| {
+            text.push_str(&String::from_utf8_lossy(bytes));
+            if let Some(done) = last_progress(&text) {
+                progress(done);
+            }
+            // Only what may be the beginning of the next report is kept.
+            let rest = text.rfind('\r').map_or(0, |end| end + 1);
+            text.drain(..rest);
+        };
+        command.run_watched(control, watch).await?;
+        Ok(())
+    }
+
+    /// Whether two images read the same; a longer one must end in zeros.
+    pub async fn is_equal(
+        &self,
+        one: (&Path, DiskFormat),
+        other: (&Path, DiskFormat),
+        control: &Control,
+    ) -> Result<bool, QemuImgError> {
+        let command =
+            self.command("compare").args(["-f", one.1.name(), "-F", other.1.name()]).arg(one.0).arg(other.0);
+        match command.run(control).await {
+            Ok(_) => Ok(true),
+            Err(ProcessError::Failed { code: Some(1), .. }) => Ok(false),
+            Err(error) => Err(error.into()),
+        }
+    }
+
+    /// Looks for broken and leaked clusters. Only for formats that have them: qcow2, vmdk, vhdx, vdi.
+    pub async fn check(
+        &self,
+        path: &Path,
+        format: DiskFormat,
+        control: &Control,
+    ) -> Result<(), QemuImgError> {
+        self.command("check").args(["-q", "-f", format.name()]).arg(path).run(control).await?;
+        Ok(())
+    }
+}
+
+/// qemu-img writes `    (12.34/100%)` and a carriage return, again and again.
+fn last_progress(text: &str) -> Option<u16> {
+    text.split('\r').rev().find_map(|report| {
+        let (whole, hundredths) = report.trim().strip_prefix('(')?.strip_suffix("/100%)")?.split_once('.')?;
+        if hundredths.len() != 2 {
+            return None;
+        }
+        whole.parse::<u16>().ok()?.checked_mul(100)?.checked_add(hundredths.parse().ok()?)
+    })
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn progress_is_read_from_what_qemu_img_writes() {
+        for (text, expected) in [
+            ("", None),
+            ("    (0.00/100%)\r", Some(0)),
+            ("    (0.00/100%)\r    (12.34/100%)\r", Some(1234)),
+            ("    (99.99/100%)\r    (100.", Some(9999)),
+            ("    (100.00/100%)\r", Some(10000)),
+            ("(700.00/100%)(", None),
+            ("warning: (1/100%)\r", None),
+        ] {
+            assert_eq!(last_progress(text), expected, "{text:?}");
+        }
+    }
+}
