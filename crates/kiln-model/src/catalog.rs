@@ -7,7 +7,7 @@
 use serde::{Deserialize, Serialize};
 
 use crate::Sha256;
-use crate::json::FormatError;
+use crate::json::{self, FormatError};
 
 /// The newest catalog format this build reads and the one it writes.
 pub const CATALOG_FORMAT: u32 = 1;
@@ -211,14 +211,33 @@ pub enum ChooseError {
     #[error("no image is known for {name}{}", nearest_hint(.nearest))]
     UnknownName { name: PlatformName, nearest: Vec<PlatformName> },
     #[error("the image {entry} for {name} is not in the library: run `{run}`")]
-    NotStored { name: PlatformName, entry: String, run: String },
+    NotStored { name: String, entry: String, run: String },
     #[error("the library has {entry} for {name}, but not version {version}: it has {}", .stored.join(", "))]
-    NoSuchVersion { name: PlatformName, entry: String, version: String, stored: Vec<String> },
+    NoSuchVersion { name: String, entry: String, version: String, stored: Vec<String> },
 }
 
 fn nearest_hint(nearest: &[PlatformName]) -> String {
-    let _ = nearest;
-    String::new()
+    if nearest.is_empty() {
+        return ": import one with `kiln images import`".to_owned();
+    }
+    let names: Vec<String> = nearest.iter().map(ToString::to_string).collect();
+    format!("; similar names are {}. Or import one with `kiln images import`", names.join(", "))
+}
+
+/// A catalog file.
+#[derive(Deserialize)]
+#[serde(deny_unknown_fields)]
+struct CatalogFile {
+    #[serde(rename = "format")]
+    _format: u32,
+    images: Vec<CatalogEntry>,
+}
+
+/// What is looked at first: a newer file may have anything else in it.
+#[derive(Deserialize)]
+struct CatalogHead {
+    #[serde(default)]
+    format: serde_json::Value,
 }
 
 impl Catalog {
@@ -227,21 +246,71 @@ impl Catalog {
     /// # Errors
     /// Not YAML, a newer format, entries that contradict themselves.
     pub fn parse(text: &str, origin: &str) -> Result<Catalog, CatalogError> {
-        let _ = (text, origin);
-        todo!()
+        let yaml = |source| CatalogError::Yaml { origin: origin.to_owned(), source: Box::new(source) };
+        let head: CatalogHead = serde_yaml::from_str(text).map_err(yaml)?;
+        json::check_format("the catalog", Some(&head.format), CATALOG_FORMAT)
+            .map_err(|source| CatalogError::Format { origin: origin.to_owned(), source })?;
+        let file: CatalogFile = serde_yaml::from_str(text).map_err(yaml)?;
+        let mut catalog = Catalog::default();
+        for entry in file.images {
+            let trouble = entry.trouble().or_else(|| catalog.collision(&entry));
+            if let Some(detail) = trouble {
+                return Err(CatalogError::Entry { origin: origin.to_owned(), entry: entry.name, detail });
+            }
+            catalog.entries.push(entry);
+        }
+        Ok(catalog)
+    }
+
+    /// Why `entry` cannot stand beside those that are there.
+    fn collision(&self, entry: &CatalogEntry) -> Option<String> {
+        if self.entry(&entry.name).is_some() {
+            return Some("another entry has this name".to_owned());
+        }
+        entry.platform.iter().find_map(|served| {
+            let name = served.name();
+            let other = self.find(&name)?;
+            Some(format!("{name} is served by \"{}\" already", other.name))
+        })
     }
 
     /// This catalog, with `over`'s entries put before and in place of those of the same name.
     #[must_use]
     pub fn overlaid(self, over: Catalog) -> Catalog {
-        let _ = over;
-        self
+        let mut entries = over.entries;
+        let shadowed = |entry: &CatalogEntry| entries.iter().any(|known| known.name == entry.name);
+        let rest: Vec<CatalogEntry> = self.entries.into_iter().filter(|entry| !shadowed(entry)).collect();
+        // Of two entries that answer to one name the first is found: the one of `over`.
+        entries.extend(rest);
+        Catalog { entries }
     }
 
     /// This catalog, with an entry for each stored image that it does not know (imported by hand).
     #[must_use]
-    pub fn with_stored(self, stored: &[StoredImage]) -> Catalog {
-        let _ = stored;
+    pub fn with_stored(mut self, stored: &[StoredImage]) -> Catalog {
+        for image in stored {
+            match self.entries.iter_mut().find(|entry| entry.name == image.name) {
+                None => self.entries.push(CatalogEntry {
+                    name: image.name.clone(),
+                    platform: image.platform.clone(),
+                    os: image.os,
+                    generations: image.generations.clone(),
+                    arch: image.arch,
+                    login: image.login,
+                    format: image.format,
+                    source: CatalogSource::Imported,
+                }),
+                // Another version of an imported image may answer to other names.
+                Some(entry) if entry.source == CatalogSource::Imported => {
+                    for served in &image.platform {
+                        if !entry.platform.contains(served) {
+                            entry.platform.push(served.clone());
+                        }
+                    }
+                }
+                Some(_) => {}
+            }
+        }
         self
     }
 
@@ -259,6 +328,20 @@ impl Catalog {
         self.entries.iter().find(|entry| entry.platform.iter().any(|served| served.name().matches(name)))
     }
 
+    /// Known Marketplace names that may have been meant, nearest first.
+    pub fn nearest(&self, name: &PlatformName) -> Vec<PlatformName> {
+        let all: Vec<(String, PlatformName)> = self
+            .entries
+            .iter()
+            .flat_map(|entry| &entry.platform)
+            .map(|served| (served.name().to_string(), served.name()))
+            .collect();
+        crate::suggest::several(&name.to_string(), all.iter().map(|(text, _)| text.as_str()), 3)
+            .into_iter()
+            .filter_map(|near| all.iter().find(|(text, _)| text == near).map(|(_, name)| name.clone()))
+            .collect()
+    }
+
     /// The stored image that `name` and `version` (`latest`, or an exact one) mean now,
     /// with its generation set to the one the name stands for.
     ///
@@ -270,7 +353,145 @@ impl Catalog {
         name: &PlatformName,
         version: &str,
     ) -> Result<StoredImage, ChooseError> {
-        let _ = (stored, name, version);
-        todo!()
+        let (entry, generation) = match self.find(name) {
+            Some(entry) => (entry.name.clone(), entry.generation_of(name)),
+            // Stored, and in no catalog: its own record says what it answers to.
+            None => {
+                let image = stored.iter().find(|image| served_as(&image.platform, name).is_some());
+                let Some(image) = image else {
+                    return Err(ChooseError::UnknownName { name: name.clone(), nearest: self.nearest(name) });
+                };
+                (image.name.clone(), served_as(&image.platform, name).and_then(|served| served.generation))
+            }
+        };
+        let of_entry: Vec<&StoredImage> = stored.iter().filter(|image| image.name == entry).collect();
+        if of_entry.is_empty() {
+            let run = self.entry(&entry).map_or_else(String::new, CatalogEntry::how_to_get);
+            return Err(ChooseError::NotStored { name: name.to_string(), entry, run });
+        }
+        let newest = of_entry
+            .iter()
+            .filter(|image| version.eq_ignore_ascii_case("latest") || image.version == version)
+            .max_by(|a, b| {
+                compare_versions(&a.version, &b.version).then_with(|| a.stored_at.cmp(&b.stored_at))
+            });
+        let Some(newest) = newest else {
+            let mut versions: Vec<String> = of_entry.iter().map(|image| image.version.clone()).collect();
+            versions.sort_by(|a, b| compare_versions(a, b));
+            versions.dedup();
+            return Err(ChooseError::NoSuchVersion {
+                name: name.to_string(),
+                entry,
+                version: version.to_owned(),
+                stored: versions,
+            });
+        };
+        let mut chosen = (*newest).clone();
+        if let Some(generation) = generation.filter(|wanted| chosen.generations.contains(wanted)) {
+            chosen.generation = generation;
+        }
+        Ok(chosen)
     }
 }
+
+fn served_as<'a>(platform: &'a [ServedName], name: &PlatformName) -> Option<&'a ServedName> {
+    platform.iter().find(|served| served.name().matches(name))
+}
+
+impl CatalogEntry {
+    /// The generation that a name of this entry stands for.
+    pub fn generation_of(&self, name: &PlatformName) -> Option<Generation> {
+        served_as(&self.platform, name)
+            .and_then(|served| served.generation)
+            .or_else(|| self.generations.first().copied())
+    }
+
+    /// The command that puts the image on the shelf.
+    pub fn how_to_get(&self) -> String {
+        match self.source {
+            CatalogSource::Url { .. } => format!("kiln images pull {}", self.name),
+            CatalogSource::Recipe { .. } => format!("kiln images build {}", self.name),
+            CatalogSource::Imported => format!("kiln images import FILE --name {}", self.name),
+        }
+    }
+
+    fn trouble(&self) -> Option<String> {
+        let name_ok = !self.name.is_empty()
+            && !self.name.starts_with('.')
+            && self
+                .name
+                .bytes()
+                .all(|b| b.is_ascii_lowercase() || b.is_ascii_digit() || matches!(b, b'.' | b'-' | b'_'));
+        if !name_ok {
+            return Some("a name has lower-case letters, digits, '.', '-' and '_'".to_owned());
+        }
+        if self.generations.is_empty() {
+            return Some("it boots in no generation".to_owned());
+        }
+        for (index, served) in self.platform.iter().enumerate() {
+            if let Some(generation) = served.generation
+                && !self.generations.contains(&generation)
+            {
+                return Some(format!("{} asks for {generation:?}, which it cannot boot", served.name()));
+            }
+            if self.platform[..index].iter().any(|other| other.name().matches(&served.name())) {
+                return Some(format!("{} is there twice", served.name()));
+            }
+        }
+        let web = |address: &String| address.starts_with("https://") || address.starts_with("http://");
+        match &self.source {
+            CatalogSource::Url { addresses, checksum, .. } => {
+                let files = match checksum {
+                    Checksum::Sha256(_) => &[][..],
+                    Checksum::File { addresses, .. } if addresses.is_empty() => {
+                        return Some("the checksum file has no address".to_owned());
+                    }
+                    Checksum::File { addresses, .. } => addresses.as_slice(),
+                };
+                if addresses.is_empty() {
+                    return Some("it has no address".to_owned());
+                }
+                addresses
+                    .iter()
+                    .chain(files)
+                    .find(|address| !web(address))
+                    .map(|bad| format!("\"{}\" is no http or https address", crate::plan::redact_url(bad)))
+            }
+            CatalogSource::Recipe { folder } => {
+                let inside = !folder.is_empty()
+                    && folder.split('/').all(|part| !part.is_empty() && part != "." && part != "..");
+                (!inside).then(|| format!("the recipe folder \"{folder}\" is not below the catalog's"))
+            }
+            CatalogSource::Imported => None,
+        }
+    }
+}
+
+impl Generation {
+    /// What boots it.
+    pub fn firmware(self) -> &'static str {
+        match self {
+            Generation::V1 => "BIOS",
+            Generation::V2 => "UEFI",
+        }
+    }
+}
+
+/// Number by number: 12.10 is newer than 12.9, 1.0 is newer than 1. Parts that are no
+/// numbers are older than numbers and compare as text.
+pub fn compare_versions(a: &str, b: &str) -> std::cmp::Ordering {
+    let key = |part: &str| -> (bool, usize, String) {
+        let number = !part.is_empty() && part.bytes().all(|byte| byte.is_ascii_digit());
+        if number {
+            // Of any length: without leading zeros, the longer number is the larger.
+            let digits = part.trim_start_matches('0');
+            (true, digits.len(), digits.to_owned())
+        } else {
+            (false, 0, part.to_owned())
+        }
+    };
+    a.split('.').map(key).cmp(b.split('.').map(key))
+}
+
+#[cfg(test)]
+mod tests;

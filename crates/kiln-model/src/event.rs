@@ -10,6 +10,7 @@
 use serde::{Deserialize, Serialize};
 
 use crate::Sha256;
+use crate::json::{self, FormatError};
 use crate::run::{Fault, Phase, RunState};
 
 /// The newest event format this build reads and the one it writes.
@@ -30,6 +31,7 @@ pub struct RunEvent {
 
 #[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
 #[serde(rename_all = "camelCase", rename_all_fields = "camelCase", tag = "kind")]
+#[expect(clippy::large_enum_variant, reason = "events are few, and written one at a time")]
 pub enum RunEventKind {
     RunStarted {
         format: u32,
@@ -179,3 +181,81 @@ pub struct OutputSource {
     /// As the template wrote it: `Debian:debian-12:12-gen2:latest`.
     pub requested: String,
 }
+
+impl RunOutput {
+    /// The content of the JSON file beside an artifact.
+    pub fn to_json(&self) -> String {
+        json::pretty(self)
+    }
+
+    /// Reads such a file.
+    ///
+    /// # Errors
+    /// A newer format, a torn or foreign file.
+    pub fn from_json(text: &str) -> Result<Self, FormatError> {
+        json::read("the run output", text, RUN_OUTPUT_FORMAT)
+    }
+}
+
+impl RunEvent {
+    /// One line of `events.jsonl`, with its line feed.
+    pub fn to_line(&self) -> String {
+        let mut line = serde_json::to_string(self).unwrap_or_default();
+        line.push('\n');
+        line
+    }
+}
+
+/// The events of a run as far as they are whole.
+#[derive(Debug, Clone, PartialEq, Default)]
+pub struct EventLog {
+    pub events: Vec<RunEvent>,
+    /// Bytes of the file that hold them. What is behind is a torn last line: who appends
+    /// next cuts the file here.
+    pub whole_bytes: usize,
+}
+
+const EVENTS: &str = "events.jsonl";
+
+/// Reads `events.jsonl`. A torn last line is cut; an empty file has no events.
+///
+/// # Errors
+/// A newer format; a line in the middle that is no event; sequence numbers with gaps.
+pub fn read_events(bytes: &[u8]) -> Result<EventLog, FormatError> {
+    let mut log = EventLog::default();
+    let mut rest = bytes;
+    while !rest.is_empty() {
+        let line_number = log.events.len() + 1;
+        let (line, whole) = match rest.iter().position(|&byte| byte == b'\n') {
+            Some(end) => (&rest[..=end], true),
+            None => (rest, false),
+        };
+        rest = &rest[line.len()..];
+        // A crash can leave a line without its end, or its room without its bytes (zeros).
+        let torn = !whole || rest.iter().all(|&byte| byte == 0) && line.contains(&0);
+        let malformed = |source| FormatError::Malformed { what: EVENTS, line: line_number, source };
+        let value: serde_json::Value = match serde_json::from_slice(line) {
+            Ok(value) => value,
+            Err(_) if torn => break,
+            Err(error) => return Err(malformed(error)),
+        };
+        if log.events.is_empty() {
+            let format = value.pointer("/event/format");
+            json::check_format(EVENTS, format, EVENTS_FORMAT)?;
+        }
+        let event: RunEvent = serde_json::from_value(value).map_err(malformed)?;
+        let expected = log.events.len() as u64;
+        if event.seq != expected {
+            return Err(FormatError::Inconsistent {
+                what: EVENTS,
+                detail: format!("line {line_number} has number {} where {expected} follows", event.seq),
+            });
+        }
+        log.events.push(event);
+        log.whole_bytes = bytes.len() - rest.len();
+    }
+    Ok(log)
+}
+
+#[cfg(test)]
+mod tests;

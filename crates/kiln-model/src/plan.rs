@@ -13,7 +13,6 @@ use serde::{Deserialize, Serialize};
 use crate::Sha256;
 use crate::catalog::StoredImage;
 use crate::json::{self, FormatError};
-use crate::problem::Problems;
 pub use crate::template::CheckedTemplate;
 
 /// The newest plan format this build reads and the one it writes.
@@ -72,9 +71,25 @@ pub struct PlannedMachine {
 }
 
 impl BuildPlan {
-    /// The content of `plan.json`.
+    /// The content of `plan.json`. Holds addresses whole, secrets in them included: the
+    /// file is the owner's alone. To show a plan, take [`BuildPlan::redacted`].
     pub fn to_json(&self) -> String {
         json::pretty(self)
+    }
+
+    /// The same plan for people and programs that only look at it: addresses without
+    /// their query strings, user names and passwords. It cannot be built from.
+    #[must_use]
+    pub fn redacted(&self) -> Self {
+        let mut plan = self.clone();
+        for customizer in &mut plan.customizers {
+            if let Some(input) = customizer.input_mut()
+                && let InputLocation::Url(url) = &input.location
+            {
+                input.location = InputLocation::Url(redact_url(url));
+            }
+        }
+        plan
     }
 
     /// Reads `plan.json`.
@@ -83,18 +98,6 @@ impl BuildPlan {
     /// A newer format, a torn or foreign file.
     pub fn from_json(text: &str) -> Result<Self, FormatError> {
         json::read("the plan", text, PLAN_FORMAT)
-    }
-}
-
-impl CheckedTemplate {
-    /// Makes every choice that is left, for this base image on this host.
-    ///
-    /// # Errors
-    /// All that cannot be built: targets and fields this Kiln does not do yet, a disk
-    /// smaller than the base image's, customizers the guest's system cannot run.
-    pub fn plan(&self, image: &StoredImage, host: HostLimits) -> Result<BuildPlan, Problems> {
-        let _ = (image, host);
-        todo!()
     }
 }
 
@@ -226,6 +229,18 @@ impl Customizer {
                 }
             }
             CustomizerAction::File { source, .. } => Some(source),
+        }
+    }
+}
+
+impl Customizer {
+    fn input_mut(&mut self) -> Option<&mut InputRef> {
+        match &mut self.action {
+            CustomizerAction::Shell { script: Script::Fetched(input) }
+            | CustomizerAction::PowerShell { script: Script::Fetched(input), .. }
+            | CustomizerAction::File { source: input, .. } => Some(input),
+            CustomizerAction::Shell { script: Script::Inline(_) }
+            | CustomizerAction::PowerShell { script: Script::Inline(_), .. } => None,
         }
     }
 }

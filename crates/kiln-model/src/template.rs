@@ -18,6 +18,7 @@ use crate::problem::Place;
 ///
 /// It still names its base image as the template does: `latest` is resolved when a run starts.
 #[derive(Debug, Clone, PartialEq)]
+#[non_exhaustive]
 pub struct CheckedTemplate {
     /// From the envelope, else from the file's name.
     pub name: String,
@@ -45,8 +46,6 @@ pub struct CheckedTemplate {
     pub auto_run: Placed<bool>,
     pub staging_resource_group: Option<String>,
     pub managed_resource_tags: BTreeMap<String, String>,
-    /// Private: only `check` makes one.
-    pub(crate) _checked: (),
 }
 
 /// A value and where the template says it.

@@ -1,0 +1,162 @@
+//! Where checks put what they find, and the words AIB has for it.
+
+use crate::api::ApiVersion;
+use crate::document::shown;
+use crate::problem::{Code, Place, Problem, Problems, Severity};
+use crate::tree::{Cursor, Text};
+
+/// More problems than a person reads: the rest is counted.
+const MOST_PROBLEMS: usize = 500;
+
+pub(super) struct Report<'a> {
+    text: &'a Text,
+    /// Pointer of the resource in the file.
+    resource: String,
+    pub version: ApiVersion,
+    /// Portability notes are errors.
+    azure: bool,
+    problems: Vec<Problem>,
+    left_out: usize,
+    left_out_errors: bool,
+}
+
+impl<'a> Report<'a> {
+    pub fn new(text: &'a Text, resource: &str, version: ApiVersion, azure: bool) -> Self {
+        Self {
+            text,
+            resource: resource.to_owned(),
+            version,
+            azure,
+            problems: Vec::new(),
+            left_out: 0,
+            left_out_errors: false,
+        }
+    }
+
+    pub fn place(&self, cursor: &Cursor<'_>) -> Place {
+        cursor.place(self.text)
+    }
+
+    pub fn place_at(&self, pointer: &str, offset: u32) -> Place {
+        self.text.place(pointer, offset)
+    }
+
+    /// Puts a problem on the list; its help is added to what comes back.
+    pub fn push(&mut self, problem: Problem) -> &mut Problem {
+        if self.problems.len() == MOST_PROBLEMS {
+            // The last one is overwritten by each that follows, and the count of them.
+            self.left_out += 1;
+            self.left_out_errors |= problem.severity == Severity::Error;
+            let last = self.problems.len() - 1;
+            self.problems.truncate(last);
+        }
+        self.problems.push(problem);
+        let last = self.problems.len() - 1;
+        &mut self.problems[last]
+    }
+
+    pub fn error(&mut self, cursor: &Cursor<'_>, code: Code, message: impl Into<String>) -> &mut Problem {
+        let place = self.place(cursor);
+        self.push(Problem::error(code, &place, message))
+    }
+
+    pub fn warning(&mut self, cursor: &Cursor<'_>, code: Code, message: impl Into<String>) -> &mut Problem {
+        let place = self.place(cursor);
+        self.push(Problem::warning(code, &place, message))
+    }
+
+    pub fn note(&mut self, cursor: &Cursor<'_>, code: Code, message: impl Into<String>) -> &mut Problem {
+        let place = self.place(cursor);
+        self.push(Problem::note(code, &place, message))
+    }
+
+    /// AIB: `Field 'x' has a bad value: 'y'`. `cursor` is the value.
+    pub fn bad_value(&mut self, cursor: &Cursor<'_>, value: &str, help: impl Into<String>) {
+        let message = self.bad_value_text(cursor, value);
+        self.error(cursor, Code::BadValue, message).help = Some(help.into());
+    }
+
+    pub fn bad_value_text(&self, cursor: &Cursor<'_>, value: &str) -> String {
+        let (parent, field) = self.label_of_parent(&cursor.pointer);
+        format!("Validation failed: '{parent}': Field '{field}' has a bad value: '{}'", shown(value))
+    }
+
+    /// AIB: `Missing field 'x'`. `parent` is the object that lacks it.
+    pub fn missing(&mut self, parent: &Cursor<'_>, field: &str) -> &mut Problem {
+        let label = self.label(&parent.pointer);
+        self.error(
+            parent,
+            Code::MissingField,
+            format!("Validation failed: '{label}': Missing field '{field}'"),
+        )
+    }
+
+    /// Works here, not in Azure: a note, or an error where Azure is asked for.
+    pub fn not_portable(&mut self, cursor: &Cursor<'_>, message: &str, help: impl Into<String>) {
+        let problem = if self.azure {
+            self.error(cursor, Code::NotPortable, format!("does not work in Azure: {message}"))
+        } else {
+            self.note(cursor, Code::NotPortable, format!("works here, not in Azure: {message}"))
+        };
+        problem.help = Some(help.into());
+    }
+
+    /// Checked, and without effect on this host.
+    pub fn no_local_meaning(&mut self, cursor: &Cursor<'_>, message: &str) {
+        self.note(cursor, Code::NoLocalMeaning, format!("no local meaning: {message}"));
+    }
+
+    /// `/resources/0/properties/customize/2` → `ImageTemplate.properties.customize[2]`.
+    pub fn label(&self, pointer: &str) -> String {
+        let mut label = "ImageTemplate".to_owned();
+        let inner = pointer.strip_prefix(self.resource.as_str()).unwrap_or(pointer);
+        for segment in inner.split('/').skip(1) {
+            let segment = segment.replace("~1", "/").replace("~0", "~");
+            if !segment.is_empty() && segment.bytes().all(|byte| byte.is_ascii_digit()) {
+                label.push_str(&format!("[{segment}]"));
+            } else {
+                label.push_str(&format!(".{}", shown(&segment)));
+            }
+        }
+        label
+    }
+
+    /// The object's label and the field's name, for a field or a list item below a field.
+    pub fn label_of_parent(&self, pointer: &str) -> (String, String) {
+        let label = self.label(pointer);
+        match label.rsplit_once('.') {
+            Some((parent, field)) => (parent.to_owned(), field.to_owned()),
+            None => (label.clone(), label),
+        }
+    }
+
+    /// The path of struct fields of AIB's unmarshalling errors:
+    /// `struct field Properties: struct field VMProfile`.
+    pub fn struct_path(&self, pointer: &str) -> String {
+        let inner = pointer.strip_prefix(self.resource.as_str()).unwrap_or(pointer);
+        inner
+            .split('/')
+            .skip(1)
+            .filter(|segment| !segment.bytes().all(|byte| byte.is_ascii_digit()))
+            .map(|segment| {
+                let mut letters = segment.chars();
+                let first: String = letters.next().map(|c| c.to_uppercase().collect()).unwrap_or_default();
+                format!("struct field {first}{}: ", letters.as_str())
+            })
+            .collect()
+    }
+
+    pub fn finish(mut self) -> Problems {
+        if self.left_out > 0 {
+            let place = self.text.place("", u32::MAX);
+            let severity = if self.left_out_errors { Severity::Error } else { Severity::Note };
+            self.problems.push(Problem::new(
+                severity,
+                Code::Syntax,
+                &place,
+                format!("{} more problems are not listed", self.left_out),
+            ));
+        }
+        Problems::new(self.problems)
+    }
+}
