@@ -42,8 +42,7 @@ struct Inner {
 impl Journal {
     /// Opens the journal for appending: what is there stays, a torn last line goes.
     pub fn open(path: &Path) -> io::Result<Self> {
-        let mut file =
-            OpenOptions::new().create(true).read(true).append(true).mode(0o600).open(path)?;
+        let mut file = OpenOptions::new().create(true).read(true).append(true).mode(0o600).open(path)?;
         let mut text = Vec::new();
         file.read_to_end(&mut text)?;
         let whole = text.iter().rposition(|byte| *byte == b'\n').map_or(0, |at| at + 1);
@@ -83,12 +82,8 @@ impl Journal {
             _ => {}
         }
         let ends = matches!(event, RunEventKind::RunEnded { .. });
-        let event = RunEvent {
-            seq: inner.next_seq,
-            time: now(),
-            elapsed_ms: millis(inner.started.elapsed()),
-            event,
-        };
+        let event =
+            RunEvent { seq: inner.next_seq, time: now(), elapsed_ms: millis(inner.started.elapsed()), event };
         let written = serde_json::to_vec(&event).map_err(io::Error::other).and_then(|mut line| {
             line.push(b'\n');
             inner.file.write_all(&line)?;
@@ -137,7 +132,8 @@ impl Journal {
         Step { journal: self.clone(), step, started: Instant::now(), open: true }
     }
 
-    fn progress(&self, step: &StepRef, done: u64, total: u64, unit: Unit) {
+    /// How far a step is, for those who do not hold its [`Step`].
+    pub fn step_progress(&self, step: &StepRef, done: u64, total: u64, unit: Unit) {
         {
             let mut inner = self.inner.lock().unwrap_or_else(PoisonError::into_inner);
             let now = Instant::now();
@@ -167,7 +163,7 @@ impl Step {
 
     /// How far it is; cheap to call often.
     pub fn progress(&self, done: u64, total: u64, unit: Unit) {
-        self.journal.progress(&self.step, done, total, unit);
+        self.journal.step_progress(&self.step, done, total, unit);
     }
 
     pub fn succeed(mut self, message: impl Into<String>) {

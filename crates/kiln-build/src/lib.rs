@@ -1,1 +1,78 @@
-//! One run, from plan to artifact.
+//! ONE RUN, start to end: joins machine, inside and shelves.
+//!
+//! ```text
+//!  work(RUN_DIR)
+//!    claim           lock, claim.json, journal: from here on this process owns the run
+//!    Building        inputs::fetch   every input on the shelf, checked     (no machine yet)
+//!                    boot::start     overlay, media, machine, login        ─► ConnectedGuest
+//!    Customizing     customize::run  customizers in template order         ─► ConnectedGuest
+//!                    generalize::run deprovision, clean up, power down     ─► Generalized
+//!    Distributing    distribute::run each target, whole or not at all      ─► [RunOutput]
+//!    finish          the one place where a run ends
+//! ```
+//! Each phase takes what the one before it made: what must not happen does not
+//! compile. Every wait in it ends by the event, by QEMU's exit, by a cancel and by
+//! `buildTimeoutInMinutes`; whatever ends a run, `finish` cleans up and says so.
+
+mod boot;
+mod claim;
+pub mod context;
+mod customize;
+mod distribute;
+pub mod error;
+mod finish;
+mod generalize;
+mod inputs;
+pub mod journal;
+pub mod log;
+pub mod run_dir;
+mod seed;
+pub mod watch;
+pub mod workspace;
+
+pub use claim::ClaimError;
+pub use context::WorkerSettings;
+pub use error::BuildError;
+
+use kiln_model::event::RunOutput;
+use kiln_model::run::{Phase, RunState};
+use tokio_util::sync::CancellationToken;
+
+use crate::context::Run;
+use crate::run_dir::RunDir;
+
+/// Executes the run of a prepared run directory. Returns how it ended.
+///
+/// `cancel` ends it early, as a request file in the directory does.
+///
+/// # Errors
+/// Only where the run could not be claimed, and so nothing was done: another worker
+/// holds it, it has ended, or its directory cannot be read.
+pub async fn work(
+    dir: RunDir,
+    settings: WorkerSettings,
+    cancel: CancellationToken,
+) -> Result<RunState, ClaimError> {
+    let claimed = claim::claim(dir, &settings, cancel)?;
+    let requests = claimed.watch_requests();
+    let result = match claimed.prepare(settings) {
+        Ok(run) => build(&run).await,
+        Err(error) => Err(error),
+    };
+    requests.abort();
+    Ok(finish::finish(claimed, result))
+}
+
+/// The pipeline.
+async fn build(run: &Run) -> Result<Vec<RunOutput>, BuildError> {
+    run.journal.phase(Phase::Building);
+    let inputs = inputs::fetch(run).await?;
+    let guest = boot::start(run).await?;
+
+    run.journal.phase(Phase::Customizing);
+    let guest = customize::run(run, guest, &inputs).await?;
+    let image = generalize::run(run, guest).await?;
+
+    run.journal.phase(Phase::Distributing);
+    distribute::run(run, image).await
+}

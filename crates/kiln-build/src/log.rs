@@ -14,7 +14,7 @@ use std::sync::{Arc, Mutex, PoisonError};
 /// Guest output kept of one run, bytes.
 pub const OUTPUT_CAP: u64 = 256 << 20;
 /// A longer line is broken.
-const LINE_CAP: usize = 16 << 10;
+pub const LINE_LIMIT: usize = 16 << 10;
 
 /// Which of a script's two streams a line came from.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -79,7 +79,7 @@ impl CustomizationLog {
             inner.write(start, note.as_bytes());
             return;
         }
-        for part in line.chunks(LINE_CAP).chain(line.is_empty().then_some(&b""[..])) {
+        for part in line.chunks(LINE_LIMIT).chain(line.is_empty().then_some(&b""[..])) {
             inner.write(start, part);
         }
     }

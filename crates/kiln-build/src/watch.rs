@@ -6,37 +6,34 @@
 //! own bound is what makes it look again.
 
 use std::io;
-use std::os::fd::OwnedFd;
 use std::path::Path;
+use std::pin::Pin;
 
-use rustix::fs::inotify::{self, CreateFlags, WatchFlags};
-use tokio::io::unix::AsyncFd;
+use inotify::{EventStream, Inotify, WatchMask};
+use tokio_stream::StreamExt as _;
+
+/// Room for the reports of one look; what does not fit is reported by the next.
+const BUFFER: usize = 4096;
 
 /// A watch on one folder: its entries, and the contents of the files directly in it.
-#[derive(Debug)]
 pub struct FolderWatch {
-    fd: AsyncFd<OwnedFd>,
+    events: Pin<Box<EventStream<Vec<u8>>>>,
 }
 
 impl FolderWatch {
     /// Starts watching. Changes from here on are reported, so: watch first, then look.
     pub fn new(folder: &Path) -> io::Result<Self> {
-        let fd = inotify::init(CreateFlags::NONBLOCK | CreateFlags::CLOEXEC)?;
-        let watched = WatchFlags::CREATE | WatchFlags::MOVED_TO | WatchFlags::MODIFY | WatchFlags::CLOSE_WRITE;
-        inotify::add_watch(&fd, folder, watched)?;
-        Ok(Self { fd: AsyncFd::new(fd)? })
+        let inotify = Inotify::init()?;
+        let watched = WatchMask::CREATE | WatchMask::MOVED_TO | WatchMask::MODIFY | WatchMask::CLOSE_WRITE;
+        inotify.watches().add(folder, watched)?;
+        Ok(Self { events: Box::pin(inotify.into_event_stream(vec![0; BUFFER])?) })
     }
 
     /// Ends when something changed since the last call (or since [`FolderWatch::new`]).
     pub async fn changed(&mut self) -> io::Result<()> {
-        loop {
-            let mut ready = self.fd.readable().await?;
-            let mut buffer = [0_u8; 4096];
-            match ready.try_io(|fd| rustix::io::read(fd.get_ref(), &mut buffer).map_err(io::Error::from)) {
-                Ok(Ok(_)) => return Ok(()),
-                Ok(Err(error)) => return Err(error),
-                Err(_would_block) => {}
-            }
+        match self.events.next().await {
+            Some(event) => event.map(|_| ()),
+            None => Err(io::Error::other("the kernel reports no more changes")),
         }
     }
 }

@@ -154,8 +154,11 @@ impl EventLines {
 }
 
 fn parse(line: &[u8], number: u64, path: &Path) -> Result<RunEvent, FollowError> {
-    let event: RunEvent = serde_json::from_slice(line)
-        .map_err(|source| FollowError::Parse { path: path.to_owned(), line: number, source })?;
+    let event: RunEvent = serde_json::from_slice(line).map_err(|source| FollowError::Parse {
+        path: path.to_owned(),
+        line: number,
+        source,
+    })?;
     match event.event {
         RunEventKind::RunStarted { format, .. } if format > EVENTS_FORMAT => {
             Err(FollowError::Newer { path: path.to_owned(), found: format })

@@ -17,5 +17,5 @@ pub mod executor;
 mod follow;
 mod settle;
 
-pub use follow::{FollowError, Followed, follow};
+pub use follow::{FollowError, Followed, News, follow};
 pub use settle::{SettleError, settle};

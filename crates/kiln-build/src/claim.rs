@@ -1,0 +1,142 @@
+//! Claiming a run: from the lock on, this process is its one owner.
+
+use std::time::Duration;
+
+use kiln_host::lock::FileLock;
+use kiln_host::wait::Control;
+use kiln_library::Library;
+use kiln_model::event::{EVENTS_FORMAT, RunEventKind};
+use kiln_model::plan::BuildPlan;
+use kiln_qemu::host::Qemu;
+use tokio::time::Instant;
+use tokio_util::sync::CancellationToken;
+
+use crate::context::{Run, WorkerSettings};
+use crate::error::BuildError;
+use crate::journal::{Journal, now};
+use crate::log::CustomizationLog;
+use crate::run_dir::{CLAIM_FORMAT, Claim, Request, RunDir, RunDirError, RunRequest};
+use crate::watch::FolderWatch;
+use crate::workspace::Workspace;
+
+/// A run that this process could not make its own.
+#[derive(Debug, thiserror::Error)]
+pub enum ClaimError {
+    #[error("another worker holds the run {}", .0.display())]
+    Held(std::path::PathBuf),
+    #[error("the run {} was started before; a run is not run twice", .0.display())]
+    Started(std::path::PathBuf),
+    #[error("could not {act} {}", path.display())]
+    Io { act: &'static str, path: std::path::PathBuf, source: std::io::Error },
+    #[error(transparent)]
+    RunDir(#[from] RunDirError),
+    #[error("the plan of the run cannot be used")]
+    Plan(#[source] kiln_model::FormatError),
+}
+
+/// A claimed run, before anything was made for it.
+#[derive(Debug)]
+pub struct Claimed {
+    pub dir: RunDir,
+    pub request: RunRequest,
+    pub plan: BuildPlan,
+    pub journal: Journal,
+    pub log: CustomizationLog,
+    pub control: Control,
+    cancel: CancellationToken,
+    /// INVARIANT: one writer. Released by the kernel when this process ends.
+    _lock: FileLock,
+}
+
+pub fn claim(
+    dir: RunDir,
+    settings: &WorkerSettings,
+    cancel: CancellationToken,
+) -> Result<Claimed, ClaimError> {
+    let io = |act, path: std::path::PathBuf| move |source| ClaimError::Io { act, path, source };
+    let lock = FileLock::try_exclusive(dir.lock())
+        .map_err(io("lock", dir.lock()))?
+        .ok_or_else(|| ClaimError::Held(dir.path().to_owned()))?;
+    if dir.events().exists() {
+        return Err(ClaimError::Started(dir.path().to_owned()));
+    }
+    let request = dir.read_request()?;
+    let text = std::fs::read_to_string(dir.plan()).map_err(io("read", dir.plan()))?;
+    let plan = BuildPlan::from_json(&text).map_err(ClaimError::Plan)?;
+    let attempt = dir.read_claim()?.map_or(1, |claim| claim.attempt + 1);
+    dir.write_claim(&Claim {
+        format: CLAIM_FORMAT,
+        executor: "local".to_owned(),
+        host: rustix::system::uname().nodename().to_string_lossy().into_owned(),
+        boot_id: host_boot_id(),
+        pid: std::process::id(),
+        start_time: now(),
+        attempt,
+    })?;
+
+    let operation_id = uuid::Uuid::new_v4().to_string();
+    let log = CustomizationLog::open(&dir.customization_log(), &operation_id)
+        .map_err(io("create", dir.customization_log()))?;
+    let journal = Journal::open(&dir.events()).map_err(io("create", dir.events()))?;
+    journal.append(RunEventKind::RunStarted {
+        format: EVENTS_FORMAT,
+        run_id: request.run_id.to_string(),
+        template_name: plan.template_name.clone(),
+        template_sha256: plan.template_sha256,
+        source: format!("{} {}", plan.source.name, plan.source.version),
+        kiln_version: settings.kiln_version.clone(),
+        attempt,
+    });
+    for warning in &plan.warnings {
+        journal.warn(warning.clone());
+    }
+    let deadline = Instant::now() + Duration::from_secs(60 * u64::from(plan.timeout_minutes));
+    let control = Control::new(cancel.clone(), Some(deadline));
+    Ok(Claimed { dir, request, plan, journal, log, control, cancel, _lock: lock })
+}
+
+impl Claimed {
+    /// Turns a request file into a cancel, for as long as the returned task lives.
+    pub fn watch_requests(&self) -> tokio::task::JoinHandle<()> {
+        let (dir, cancel, journal) = (self.dir.clone(), self.cancel.clone(), self.journal.clone());
+        tokio::spawn(async move {
+            let mut watch = match FolderWatch::new(&dir.requests()) {
+                Ok(watch) => watch,
+                Err(error) => {
+                    journal.warn(format!("requests to this run are not seen: {error}"));
+                    return;
+                }
+            };
+            while !dir.is_asked(Request::Cancel) {
+                if watch.changed().await.is_err() {
+                    return;
+                }
+            }
+            cancel.cancel();
+        })
+    }
+
+    /// Opens what the run works with.
+    pub fn prepare(&self, settings: WorkerSettings) -> Result<Run, BuildError> {
+        let qemu = Qemu::find(&settings.search_path)?;
+        let library = Library::open(&self.request.library)?;
+        let workspace = Workspace::prepare(&self.dir, &self.request.run_id, &settings.runtime_dir)
+            .map_err(BuildError::io("create the run's folders in", self.dir.path()))?;
+        Ok(Run {
+            dir: self.dir.clone(),
+            request: self.request.clone(),
+            plan: self.plan.clone(),
+            settings,
+            workspace,
+            library,
+            qemu,
+            journal: self.journal.clone(),
+            log: self.log.clone(),
+            control: self.control.clone(),
+        })
+    }
+}
+
+fn host_boot_id() -> String {
+    std::fs::read_to_string("/proc/sys/kernel/random/boot_id").unwrap_or_default().trim().to_owned()
+}

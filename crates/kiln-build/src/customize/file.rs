@@ -1,0 +1,49 @@
+//! The File customizer: one file, checked again inside the guest.
+//!
+//! The destination is a full path, or a folder with a trailing slash; folders are
+//! not made. INVARIANT: the digest is checked again inside the guest after the copy.
+
+use kiln_guest::resolve_destination;
+use kiln_library::StoredInput;
+use kiln_model::event::Unit;
+use kiln_model::plan::{Customizer, InputRef};
+
+use crate::boot::ConnectedGuest;
+use crate::context::Run;
+use crate::error::BuildError;
+
+/// Mode of a file that the template places.
+const MODE: u32 = 0o644;
+
+pub(super) async fn run(
+    run: &Run,
+    guest: &mut ConnectedGuest,
+    customizer: &Customizer,
+    source: &InputRef,
+    destination: &str,
+    input: Option<&StoredInput>,
+) -> Result<String, BuildError> {
+    let failed =
+        |detail: String, source| BuildError::Customizer { title: customizer.title(), detail, source };
+    let Some(input) = input else {
+        return Err(failed(format!("{} was not fetched", source.location.redacted()), None));
+    };
+    let target = resolve_destination(destination, &source.location.file_name())
+        .map_err(|error| failed(error.to_string(), None))?;
+    run.log.say(format!("Uploading {} => {target}", source.location.redacted()));
+    let step = run.journal.clone();
+    let reference = kiln_model::event::StepRef {
+        id: format!("customize/{}", customizer.position),
+        title: customizer.title(),
+    };
+    let progress = |done: u64| step.step_progress(&reference, done, input.size, Unit::Bytes);
+    let ConnectedGuest { vm, guest, facts, .. } = guest;
+    // The service writes as its login account; where that account may not, root does.
+    let privileged = facts.sudo.gives_root();
+    let digest = *input.sha256.as_bytes();
+    let upload = guest.upload(&input.path, &target, MODE, digest, privileged, progress, &run.control);
+    vm.guard(&run.control, upload)
+        .await?
+        .map_err(|error| failed(format!("Error uploading {target}"), Some(error)))?;
+    Ok(format!("{} bytes at {target}, digest checked in the guest", input.size))
+}

@@ -1,0 +1,94 @@
+//! The PowerShell customizer on Linux guests, by the guest's own `pwsh`.
+//!
+//! The 2020-02-14 reference supports it there; later versions of the service do not.
+//! Inline entries run in a try block: a terminating error ends the script with 1, and
+//! otherwise the last native program's exit code counts. Errors that do not terminate
+//! do not fail the step, as with the service. `runElevated` means root.
+
+use kiln_guest::DetachedStep;
+use kiln_library::StoredInput;
+use kiln_model::plan::{Customizer, Script};
+
+use super::{run_script, shell};
+use crate::boot::ConnectedGuest;
+use crate::context::Run;
+use crate::error::BuildError;
+
+pub(super) async fn run(
+    run: &Run,
+    guest: &mut ConnectedGuest,
+    customizer: &Customizer,
+    script: &Script,
+    input: Option<&StoredInput>,
+    privileged: bool,
+    valid_exit_codes: &[i32],
+) -> Result<String, BuildError> {
+    let failed = |detail: String| BuildError::Customizer { title: customizer.title(), detail, source: None };
+    // Asked each time: an earlier customizer may have installed it.
+    let facts = guest
+        .vm
+        .guard(&run.control, guest.guest.facts(&run.control))
+        .await?
+        .map_err(|source| BuildError::Guest { act: "look for pwsh", source })?;
+    let Some(pwsh) = facts.pwsh else {
+        return Err(failed(
+            "the guest has no PowerShell (no pwsh on its PATH); install it with a Shell customizer before this one, \
+             or start from an image that has it"
+                .to_owned(),
+        ));
+    };
+    let text = match (script, input) {
+        (Script::Inline(lines), _) => inline_script(lines).into_bytes(),
+        (Script::Fetched(_), Some(input)) => {
+            std::fs::read(&input.path).map_err(BuildError::io("read", &input.path))?
+        }
+        (Script::Fetched(source), None) => {
+            return Err(failed(format!("{} was not fetched", source.location.redacted())));
+        }
+    };
+    run.log.say(match script {
+        Script::Inline(_) => "Provisioning with powershell script: inline commands".to_owned(),
+        Script::Fetched(source) => {
+            format!("Provisioning with powershell script: {}", source.location.redacted())
+        }
+    });
+    let step = DetachedStep {
+        extension: "ps1",
+        privileged,
+        interpreter: interpreter(pwsh, matches!(script, Script::Fetched(_))),
+        env: shell::environment(),
+        ..DetachedStep::new(format!("step-{}", customizer.position), text)
+    };
+    run_script(run, guest, &customizer.title(), step, valid_exit_codes).await
+}
+
+/// What comes before the script's path. A downloaded script is called as the service
+/// calls it: without progress records, and its last native exit code counts.
+fn interpreter(pwsh: String, fetched: bool) -> Vec<String> {
+    const CALL: &str = "& { if (Test-Path variable:global:ProgressPreference) \
+                        { $global:ProgressPreference = 'SilentlyContinue' }; & $args[0]; exit $LASTEXITCODE }";
+    let how: &[&str] = if fetched { &["-Command", CALL] } else { &["-File"] };
+    let options = ["-NoProfile", "-NonInteractive", "-ExecutionPolicy", "Bypass"];
+    std::iter::once(pwsh).chain(options.iter().chain(how).map(|word| (*word).to_owned())).collect()
+}
+
+/// The entries of `inline` as one PowerShell script.
+fn inline_script(lines: &[String]) -> String {
+    format!(
+        "if (Test-Path variable:global:ProgressPreference) {{ $global:ProgressPreference = 'SilentlyContinue' }}\n\
+         try {{\n{}\n}} catch {{\n  Write-Error -ErrorRecord $_ -ErrorAction Continue\n  exit 1\n}}\n\
+         if ((Test-Path variable:global:LASTEXITCODE) -and $LASTEXITCODE -ne 0) {{ exit $LASTEXITCODE }}\n",
+        lines.join("\n")
+    )
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn inline_is_wrapped_once() {
+        let script = inline_script(&["Write-Output 1".into(), "throw 'x'".into()]);
+        assert!(script.contains("try {\nWrite-Output 1\nthrow 'x'\n} catch {"), "{script}");
+    }
+}

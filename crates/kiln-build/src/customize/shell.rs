@@ -1,0 +1,110 @@
+//! The Shell customizer.
+//!
+//! `inline` is one script: its entries joined by line feeds, under `#!/bin/sh -e`
+//! unless the first brings an interpreter, run as the build's account (whose sudo
+//! needs no password). A `scriptUri` script runs as root. Public templates rely on
+//! both. Exit code 0 alone is success.
+
+use kiln_guest::DetachedStep;
+use kiln_library::StoredInput;
+use kiln_model::plan::{Customizer, Script};
+
+use super::run_script;
+use crate::boot::ConnectedGuest;
+use crate::context::Run;
+use crate::error::BuildError;
+
+pub(super) async fn run(
+    run: &Run,
+    guest: &mut ConnectedGuest,
+    customizer: &Customizer,
+    script: &Script,
+    input: Option<&StoredInput>,
+) -> Result<String, BuildError> {
+    let (text, privileged) = match (script, input) {
+        (Script::Inline(lines), _) => (inline_script(lines).into_bytes(), false),
+        (Script::Fetched(_), Some(input)) => {
+            (unix_lines(std::fs::read(&input.path).map_err(BuildError::io("read", &input.path))?), true)
+        }
+        (Script::Fetched(source), None) => {
+            return Err(BuildError::Customizer {
+                title: customizer.title(),
+                detail: format!("{} was not fetched", source.location.redacted()),
+                source: None,
+            });
+        }
+    };
+    run.log.say(match script {
+        Script::Inline(_) => "Provisioning with shell script: inline commands".to_owned(),
+        Script::Fetched(source) => {
+            format!("Provisioning with shell script: {}", source.location.redacted())
+        }
+    });
+    let step = DetachedStep {
+        privileged,
+        env: environment(),
+        ..DetachedStep::new(format!("step-{}", customizer.position), text)
+    };
+    run_script(run, guest, &customizer.title(), step, &[0]).await
+}
+
+/// What Packer sets for its scripts, and therefore the service.
+pub(super) fn environment() -> Vec<(String, String)> {
+    [("PACKER_BUILD_NAME", "azure-arm"), ("PACKER_BUILDER_TYPE", "azure-arm")]
+        .map(|(name, value)| (name.to_owned(), value.to_owned()))
+        .to_vec()
+}
+
+/// The entries of `inline` as one script.
+pub(super) fn inline_script(lines: &[String]) -> String {
+    let body = lines.join("\n").replace("\r\n", "\n");
+    let interpreter = if body.starts_with("#!") { "" } else { "#!/bin/sh -e\n" };
+    format!("{interpreter}{body}\n")
+}
+
+/// Scripts written on Windows: CRLF would end up in every command.
+pub(super) fn unix_lines(bytes: Vec<u8>) -> Vec<u8> {
+    if !bytes.windows(2).any(|pair| pair == b"\r\n") {
+        return bytes;
+    }
+    let mut unix = Vec::with_capacity(bytes.len());
+    let mut rest = bytes.as_slice();
+    while let Some(at) = rest.windows(2).position(|pair| pair == b"\r\n") {
+        unix.extend_from_slice(&rest[..at]);
+        unix.push(b'\n');
+        rest = &rest[at + 2..];
+    }
+    unix.extend_from_slice(rest);
+    unix
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn inline_entries_are_one_script() {
+        for (lines, script) in [
+            (vec!["a=1", "echo $a"], "#!/bin/sh -e\na=1\necho $a\n"),
+            (vec!["#!/bin/bash", "echo x"], "#!/bin/bash\necho x\n"),
+            (vec!["#", "", "\necho x"], "#!/bin/sh -e\n#\n\n\necho x\n"),
+            (vec!["echo a\r\necho b"], "#!/bin/sh -e\necho a\necho b\n"),
+        ] {
+            let lines: Vec<String> = lines.into_iter().map(str::to_owned).collect();
+            assert_eq!(inline_script(&lines), script);
+        }
+    }
+
+    #[test]
+    fn only_crlf_changes() {
+        for (from, to) in [
+            (&b"a\r\nb\r\n"[..], &b"a\nb\n"[..]),
+            (b"a\rb\n", b"a\rb\n"),
+            (b"\r\r\n", b"\r\n"),
+            (b"", b""),
+            (b"\xff\r\n\xfe", b"\xff\n\xfe"),
+        ] {
+            assert_eq!(unix_lines(from.to_vec()), to);
+        }
+    }
+}

@@ -1,0 +1,119 @@
+//! Why a run failed: the cause in one sentence, and whose fault it is.
+
+use std::path::PathBuf;
+
+use kiln_guest::GuestError;
+use kiln_host::wait::Interrupted;
+use kiln_library::{InputError, LibraryError};
+use kiln_model::run::Fault;
+use kiln_qemu::vm::VmError;
+
+/// A run's end that is not success. Messages are whole sentences' beginnings: the
+/// chain of sources is printed once, where the failure is shown.
+#[derive(Debug, thiserror::Error)]
+pub enum BuildError {
+    #[error("the run was interrupted")]
+    Interrupted(#[from] Interrupted),
+    #[error("the input of {title} could not be fetched")]
+    Input { title: String, source: InputError },
+    #[error("could not use the library")]
+    Library(#[from] LibraryError),
+    #[error("could not {act}")]
+    Disk { act: &'static str, source: kiln_qemu::disk::DiskError },
+    #[error("could not {act} {}", path.display())]
+    Io { act: &'static str, path: PathBuf, source: std::io::Error },
+    #[error("not enough room on this host")]
+    Room(#[from] kiln_host::space::SpaceError),
+    #[error("the virtual machine failed")]
+    Vm(#[from] VmError),
+    #[error("could not make the build's keys")]
+    Keys(#[source] kiln_guest::keys::KeyError),
+    #[error("could not write the seed media")]
+    Media(#[source] kiln_qemu::media::MediaError),
+    #[error("could not prepare the UEFI firmware")]
+    Firmware(#[from] kiln_qemu::firmware::FirmwareError),
+    #[error("{0}")]
+    Qemu(#[from] kiln_qemu::host::HostError),
+    #[error("could not connect to the guest")]
+    Connect(#[source] GuestError),
+    #[error("could not {act} in the guest")]
+    Guest { act: &'static str, source: GuestError },
+    #[error("{title}: {detail}")]
+    Customizer {
+        title: String,
+        detail: String,
+        #[source]
+        source: Option<GuestError>,
+    },
+    #[error("deprovisioning failed: {detail}")]
+    Deprovision {
+        detail: String,
+        #[source]
+        source: Option<GuestError>,
+    },
+    #[error("could not write the VHD of \"{name}\"")]
+    Vhd { name: String, source: kiln_qemu::vhd::VhdError },
+    #[error("could not write the run output of \"{name}\"")]
+    Output { name: String, source: std::io::Error },
+    #[error("the run's files could not be written")]
+    Journal(#[source] std::io::Error),
+}
+
+impl BuildError {
+    pub fn io(act: &'static str, path: impl Into<PathBuf>) -> impl FnOnce(std::io::Error) -> Self {
+        let path = path.into();
+        move |source| Self::Io { act, path, source }
+    }
+
+    /// The one function that says whose fault a failure is.
+    pub fn fault(&self) -> Fault {
+        match self {
+            Self::Interrupted(_) => Fault::Template,
+            Self::Input { source, .. } => source.fault(),
+            Self::Library(error) => error.fault(),
+            Self::Customizer { .. } | Self::Deprovision { .. } | Self::Connect(_) | Self::Guest { .. } => {
+                Fault::Guest
+            }
+            Self::Vm(VmError::GuestPanicked | VmError::GuestShutDown | VmError::ShutdownTimeout { .. }) => {
+                Fault::Guest
+            }
+            Self::Disk { .. }
+            | Self::Io { .. }
+            | Self::Room(_)
+            | Self::Vm(_)
+            | Self::Firmware(_)
+            | Self::Media(_)
+            | Self::Qemu(_)
+            | Self::Vhd { .. }
+            | Self::Output { .. }
+            | Self::Journal(_) => Fault::Host,
+            Self::Keys(_) => Fault::Bug,
+        }
+    }
+
+    /// Whether it was a cancel or the deadline that ended the run, wherever it was noticed.
+    pub fn interrupted(&self) -> Option<Interrupted> {
+        let mut error: Option<&(dyn std::error::Error + 'static)> = Some(self);
+        while let Some(current) = error {
+            if let Some(interrupted) = current.downcast_ref::<Interrupted>() {
+                return Some(*interrupted);
+            }
+            error = current.source();
+        }
+        None
+    }
+
+    /// Every message from the outermost to the first cause, without repetitions.
+    pub fn chain(&self) -> Vec<String> {
+        let mut messages: Vec<String> = Vec::new();
+        let mut error: Option<&(dyn std::error::Error + 'static)> = Some(self);
+        while let Some(current) = error {
+            let message = current.to_string();
+            if messages.last() != Some(&message) {
+                messages.push(message);
+            }
+            error = current.source();
+        }
+        messages
+    }
+}

@@ -1,0 +1,75 @@
+//! The end of a run, whatever its reason.
+//!
+//! INVARIANT: a run ends once, here (or, where its worker died, when it is settled).
+
+use kiln_host::wait::Interrupted;
+use kiln_model::event::{Failure, RunEventKind, RunOutput, StepRef};
+use kiln_model::run::{Fault, Phase, RunState};
+
+use crate::claim::Claimed;
+use crate::error::BuildError;
+use crate::journal::millis;
+use crate::log::tail;
+use crate::workspace;
+
+/// Shown of each log when a run fails.
+const TAIL_LINES: usize = 15;
+
+pub fn finish(claimed: Claimed, result: Result<Vec<RunOutput>, BuildError>) -> RunState {
+    let Claimed { dir, request, plan, journal, log, control, .. } = &claimed;
+    let result = result.and_then(|outputs| match log.take_error().or_else(|| journal.take_error()) {
+        Some(error) => Err(BuildError::Journal(error)),
+        None => Ok(outputs),
+    });
+    let keep = result.is_err() && request.keep_on_error;
+    if !keep && let Err(error) = workspace::remove(dir) {
+        journal.warn(format!("the run's work folder {} was not removed: {error}", dir.work().display()));
+    }
+    let (phase, step) = journal.position();
+    // A shorter bound of its own (the login's, say) may have ended a wait: only the
+    // run's own bound makes it a cancel or a time-out.
+    let ended_by = control.check().err();
+    let (state, message, failure) = match result {
+        Ok(outputs) => {
+            let names: Vec<&str> = outputs.iter().map(|output| output.file.as_str()).collect();
+            (RunState::Succeeded, format!("{} made", names.join(", ")), None)
+        }
+        Err(error) if error.interrupted().is_some() && ended_by == Some(Interrupted::Canceled) => {
+            (RunState::Canceled, "the run was canceled".to_owned(), None)
+        }
+        Err(error) => {
+            let timed_out = error.interrupted().is_some() && ended_by == Some(Interrupted::DeadlinePassed);
+            let (fault, cause) = if timed_out {
+                (Fault::Template, timeout_text(plan.timeout_minutes, phase, step.as_ref()))
+            } else {
+                (error.fault(), error.chain().join(": "))
+            };
+            log.error(&cause);
+            let failure = Failure {
+                fault,
+                phase,
+                step,
+                cause: cause.clone(),
+                chain: error.chain(),
+                log_tail: tail(&dir.customization_log(), TAIL_LINES),
+                console_tail: tail(&dir.serial_log(), TAIL_LINES),
+            };
+            (RunState::Failed, cause, Some(failure))
+        }
+    };
+    if keep {
+        journal.info(format!("kept for a look: {}", dir.work().display()));
+    }
+    let ms = millis(journal.elapsed());
+    journal.append(RunEventKind::RunEnded { state, message, failure, ms });
+    state
+}
+
+/// The service's own words, which people search for, and what ran.
+fn timeout_text(minutes: u32, phase: Phase, step: Option<&StepRef>) -> String {
+    let during = step.map_or_else(|| phase.to_string(), |step| step.title.clone());
+    format!(
+        "Timeout waiting for microservice to complete: 'context deadline exceeded' \
+         (buildTimeoutInMinutes is {minutes}; it ran: {during})"
+    )
+}

@@ -1,0 +1,153 @@
+//! Generalizing: from a guest that is used to an image that is not.
+//!
+//! ```text
+//!  deprovision   /tmp/DeprovisioningScript.sh, or the default (waagent), printed into the log
+//!  clean up      keys, account, identity, logs of the build; trim     (generalize.sh)
+//!  power down    by QMP, and QEMU must end on its own
+//! ```
+//! The build's account goes last of all, by a root process on the connection that is
+//! already open; after it nobody can log in, and the power goes by QMP.
+//! INVARIANT: only a guest that shut down cleanly yields an image.
+
+use std::time::Duration;
+
+use kiln_guest::{DetachedStep, GuestError};
+use kiln_qemu::disk::Image;
+
+use crate::boot::ConnectedGuest;
+use crate::context::Run;
+use crate::customize::{StepFailure, detached};
+use crate::error::BuildError;
+use crate::log::Stream;
+use crate::seed::BUILD_USER;
+
+/// Where a customizer may leave its own deprovisioning script (the service's name for it).
+const OVERRIDE: &str = "/tmp/DeprovisioningScript.sh";
+/// An override larger than this is not a script.
+const OVERRIDE_CAP: usize = 1 << 20;
+const CLEAN_UP: &str = include_str!("generalize.sh");
+const CLEAN_UP_LIMIT: Duration = Duration::from_secs(10 * 60);
+const POWER_DOWN_LIMIT: Duration = Duration::from_secs(5 * 60);
+
+/// What stays of a guest: its disks, cleanly shut down.
+#[derive(Debug)]
+pub struct Generalized {
+    pub image: Image,
+    /// An overlay is nothing without its base image, which must stay until the last target has it.
+    pub(crate) _lease: kiln_library::ImageLease,
+}
+
+pub async fn run(run: &Run, mut guest: ConnectedGuest) -> Result<Generalized, BuildError> {
+    deprovision(run, &mut guest).await?;
+    clean_up(run, &guest).await?;
+
+    let step = run.journal.step("power-down", "power down");
+    let ConnectedGuest { vm, guest, lease, .. } = guest;
+    guest.close().await;
+    let stopped = vm.power_down(&run.control, POWER_DOWN_LIMIT).await?;
+    run.log.say("The virtual machine has shut down.");
+    step.succeed("");
+    Ok(Generalized { image: stopped.into_image(), _lease: lease })
+}
+
+/// The service's hidden last customizer.
+async fn deprovision(run: &Run, guest: &mut ConnectedGuest) -> Result<(), BuildError> {
+    let script = match overriding_script(run, guest).await? {
+        Some(script) => {
+            run.log.say(format!("Deprovisioning with {OVERRIDE}:"));
+            Some(script)
+        }
+        None if guest.facts.waagent.is_some() => {
+            run.log.say("Deprovisioning with the default command:");
+            Some(run.plan.deprovision.clone().into_bytes())
+        }
+        None => {
+            let warning = "the guest has no waagent: it is not deprovisioned by it, only cleaned by Kiln \
+                           (cloud-init, machine id, host keys, history); Azure will not provision it by its agent";
+            run.journal.warn(warning);
+            run.log.error(format!("WARNING: {warning}"));
+            None
+        }
+    };
+    let Some(mut script) = script else { return Ok(()) };
+    for line in script.split(|byte| *byte == b'\n') {
+        run.log.guest_line(Stream::Out, line);
+    }
+    if !script.ends_with(b"\n") {
+        script.push(b'\n');
+    }
+    if !script.starts_with(b"#!") {
+        script.splice(0..0, *b"#!/bin/sh\n");
+    }
+    let step = run.journal.step("deprovision", "deprovision");
+    let detached_step = DetachedStep { privileged: true, ..DetachedStep::new("deprovision", script) };
+    let failed = |detail: String, source| BuildError::Deprovision { detail, source };
+    let end = detached(run, guest, detached_step).await.map_err(|failure| match failure {
+        StepFailure::Vm(error) => error,
+        StepFailure::Guest(error) => failed("the script could not be run to its end".to_owned(), Some(error)),
+    })?;
+    match end {
+        kiln_guest::StepEnd::Exited { code: 0 } => {
+            step.succeed("");
+            Ok(())
+        }
+        kiln_guest::StepEnd::Exited { code } => {
+            Err(failed(format!("the script ended with exit code {code}"), None))
+        }
+        other => Err(failed(format!("the script did not come to its end: {other:?}"), None)),
+    }
+}
+
+/// The script that a customizer left, if one did. It is taken out of the guest.
+async fn overriding_script(run: &Run, guest: &ConnectedGuest) -> Result<Option<Vec<u8>>, BuildError> {
+    let command = format!(
+        "if [ -f {OVERRIDE} ]; then echo yes; sudo -n cat {OVERRIDE} && sudo -n rm -f {OVERRIDE}; fi"
+    );
+    let output = exec(run, guest, &command, b"", &run.control)
+        .await?
+        .map_err(|source| BuildError::Guest { act: "read the deprovisioning script", source })?;
+    let Some(script) = output.stdout.strip_prefix(b"yes\n") else { return Ok(None) };
+    if !output.success() || script.len() > OVERRIDE_CAP {
+        let detail = format!("{OVERRIDE} could not be read, or is larger than 1 MiB");
+        return Err(BuildError::Deprovision { detail, source: None });
+    }
+    Ok(Some(script.to_vec()))
+}
+
+/// Removes the build from the guest.
+async fn clean_up(run: &Run, guest: &ConnectedGuest) -> Result<(), BuildError> {
+    let step = run.journal.step("clean-up", "remove the build from the image");
+    let control = run.control.within(CLEAN_UP_LIMIT);
+    // One command from start to end: nothing can be logged in to in between.
+    let command = format!("sudo -n /bin/sh -s {BUILD_USER}");
+    let failed = |detail: String, source| BuildError::Deprovision { detail, source };
+    let output = exec(run, guest, &command, CLEAN_UP.as_bytes(), &control)
+        .await?
+        .map_err(|source| failed("the build could not be removed from the image".to_owned(), Some(source)))?;
+    let text = output.text();
+    let complaints = String::from_utf8_lossy(&output.stderr);
+    for line in text.lines().chain(complaints.lines()) {
+        run.log.say(line);
+        if let Some(warning) = line.strip_prefix("kiln: no trim: ") {
+            run.journal.warn(format!("free space of the image was not trimmed: {warning}"));
+        }
+    }
+    if output.success() && text.lines().last() == Some("kiln: clean") {
+        step.succeed("");
+        Ok(())
+    } else {
+        let detail = complaints.trim();
+        Err(failed(format!("the build could not be removed from the image: {detail}"), None))
+    }
+}
+
+async fn exec(
+    run: &Run,
+    guest: &ConnectedGuest,
+    command: &str,
+    stdin: &[u8],
+    control: &kiln_host::wait::Control,
+) -> Result<Result<kiln_guest::ExecOutput, GuestError>, BuildError> {
+    let _ = run;
+    Ok(guest.vm.guard(control, guest.guest.exec(command, stdin, control)).await?)
+}

@@ -1,0 +1,90 @@
+# The last that happens in a guest: what belongs to this build goes, the account
+# included. Runs as root over a connection that is already open: sshd keeps it
+# although account and host keys are gone. waagent removes none of what is here,
+# or only where Azure provisioned the machine.
+#   $1 the build's account
+set -u
+user=$1
+failed=
+try() { "$@" || failed="$failed [$*]"; }
+# Overwritten before they go: a freed block keeps its content until it is trimmed.
+wipe() {
+  for file in "$@"; do
+    if [ -f "$file" ] && [ ! -L "$file" ]; then
+      size=$(wc -c < "$file") || continue
+      dd if=/dev/zero of="$file" bs=4096 count=$(((size + 4095) / 4096)) conv=notrunc,fsync 2> /dev/null
+      rm -f "$file"
+    fi
+  done
+}
+
+# Keys and what cloud-init kept of the user data.
+home=$(awk -F: -v u="$user" '$1 == u { print $6 }' /etc/passwd)
+for dir in /var/lib/cloud "$home"; do
+  if [ -n "$dir" ] && [ "$dir" != / ] && [ -d "$dir" ]; then
+    find "$dir" -xdev -type f > /run/kiln-wipe
+    while IFS= read -r file; do wipe "$file"; done < /run/kiln-wipe
+    rm -f /run/kiln-wipe
+  fi
+done
+wipe /etc/ssh/ssh_host_*_key /etc/ssh/ssh_host_*_key.pub /etc/ssh/ssh_host_*-cert.pub
+wipe /var/log/cloud-init.log /var/log/cloud-init-output.log
+try rm -rf /var/lib/cloud
+rm -f /etc/sudoers.d/90-cloud-init-users /var/lib/cloud-init-*
+
+# The account: with its group, home, mail, crontab and sub-ids.
+if [ -n "$home" ]; then
+  if command -v userdel > /dev/null 2>&1; then
+    userdel -f -r "$user" > /run/kiln-userdel 2>&1 || true
+  elif command -v deluser > /dev/null 2>&1; then
+    deluser --remove-home "$user" > /run/kiln-userdel 2>&1 || true
+  fi
+  [ "$home" = / ] || rm -rf "$home"
+  groupdel "$user" > /dev/null 2>&1 || true
+  rm -f "/var/mail/$user" "/var/spool/mail/$user" "/var/spool/cron/$user" "/var/spool/cron/crontabs/$user" \
+    "/var/lib/systemd/linger/$user"
+  for file in /etc/passwd /etc/shadow /etc/group /etc/gshadow /etc/subuid /etc/subgid; do
+    if grep -q "^$user:" "$file" 2> /dev/null; then failed="$failed [$user is still in $file]"; fi
+    # The tools' backups still name it.
+    if [ -f "$file-" ] && grep -q "^$user:" "$file-"; then wipe "$file-"; fi
+  done
+fi
+
+# What cloud-init and the network of this build left behind.
+for file in /etc/netplan/50-cloud-init.yaml /etc/network/interfaces.d/50-cloud-init* \
+  /etc/systemd/network/10-cloud-init-*.network /etc/NetworkManager/system-connections/cloud-init-* \
+  /etc/udev/rules.d/70-persistent-net.rules /etc/udev/rules.d/75-persistent-net-generator.rules; do
+  [ -e "$file" ] && rm -f "$file"
+done
+for file in /etc/sysconfig/network-scripts/ifcfg-*; do
+  if [ -f "$file" ] && grep -qi 'created by cloud-init' "$file"; then rm -f "$file"; fi
+done
+rm -f /var/lib/dhcp/*.leases /var/lib/dhclient/*.lease* /var/lib/NetworkManager/*.lease \
+  /var/lib/NetworkManager/timestamps /var/lib/NetworkManager/seen-bssids /run/systemd/netif/leases/*
+
+# This machine's identity.
+if [ -e /etc/machine-id ]; then : > /etc/machine-id; fi
+[ -f /var/lib/dbus/machine-id ] && [ ! -L /var/lib/dbus/machine-id ] && rm -f /var/lib/dbus/machine-id
+rm -f /var/lib/systemd/random-seed /var/lib/systemd/credential.secret
+rm -f /root/.bash_history /root/.ssh/authorized_keys.kiln
+
+# The journal keeps the keys' fingerprints and the build's logins: from here on it
+# stays in memory.
+if command -v journalctl > /dev/null 2>&1; then journalctl --relinquish-var > /dev/null 2>&1 || true; fi
+if [ -d /var/log/journal ]; then
+  find /var/log/journal -type f > /run/kiln-wipe
+  while IFS= read -r file; do rm -f "$file"; done < /run/kiln-wipe
+  rm -f /run/kiln-wipe
+  find /var/log/journal -mindepth 1 -type d -empty -delete
+fi
+for file in /var/log/wtmp /var/log/btmp /var/log/lastlog; do [ -f "$file" ] && : > "$file"; done
+
+sync
+# Free blocks become holes in the image: smaller, and without what was deleted.
+fstrim -a > /dev/null 2>&1 || fstrim / > /dev/null 2>&1 || echo "kiln: no trim: $(uname -r) or its file system does not do it"
+sync
+if [ -n "$failed" ]; then
+  echo "kiln: clean-up failed:$failed" >&2
+  exit 1
+fi
+echo "kiln: clean"

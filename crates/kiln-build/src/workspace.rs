@@ -1,0 +1,69 @@
+//! The work folder of a run: overlay, seed media, firmware variables, keys.
+//!
+//! Everything in it is named once, here, and goes when the run ends.
+
+use std::io;
+use std::path::{Path, PathBuf};
+
+use crate::run_dir::{RunDir, RunId};
+
+/// The files of `RUN_DIR/work` and the run's folder for sockets.
+#[derive(Debug)]
+pub struct Workspace {
+    work: PathBuf,
+    sockets: PathBuf,
+}
+
+impl Workspace {
+    /// Makes both folders, private to the user, empty of anything an earlier worker left.
+    pub fn prepare(dir: &RunDir, id: &RunId, runtime_dir: &Path) -> io::Result<Self> {
+        use std::os::unix::fs::DirBuilderExt as _;
+        remove(dir)?;
+        let workspace = Self { work: dir.work(), sockets: runtime_dir.join(id.short()) };
+        remove_folder(&workspace.sockets)?;
+        std::fs::create_dir_all(runtime_dir)?;
+        for folder in [&workspace.work, &workspace.sockets] {
+            std::fs::DirBuilder::new().mode(0o700).create(folder)?;
+        }
+        Ok(workspace)
+    }
+
+    /// The run's writable layer over the base image.
+    pub fn overlay(&self) -> PathBuf {
+        self.work.join("os.qcow2")
+    }
+    /// cloud-init's NoCloud media; holds the build's host key.
+    pub fn seed(&self) -> PathBuf {
+        self.work.join("seed.img")
+    }
+    /// The UEFI variables of this machine.
+    pub fn uefi_vars(&self) -> PathBuf {
+        self.work.join("uefi-vars.fd")
+    }
+    pub fn folder(&self) -> &Path {
+        &self.work
+    }
+    /// Short: a socket's path has 108 bytes at most.
+    pub fn sockets(&self) -> &Path {
+        &self.sockets
+    }
+}
+
+impl Drop for Workspace {
+    /// Sockets serve nobody once the run's owner is gone.
+    fn drop(&mut self) {
+        let _ = remove_folder(&self.sockets);
+    }
+}
+
+/// Removes the work folder of a run, if there is one.
+pub fn remove(dir: &RunDir) -> io::Result<()> {
+    remove_folder(&dir.work())
+}
+
+fn remove_folder(path: &Path) -> io::Result<()> {
+    match std::fs::remove_dir_all(path) {
+        Err(error) if error.kind() == io::ErrorKind::NotFound => Ok(()),
+        other => other,
+    }
+}
