@@ -1,0 +1,49 @@
+//! What the tests take from their surroundings. The only place that reads the environment.
+
+use std::path::{Path, PathBuf};
+
+/// The checkout.
+pub fn repository() -> PathBuf {
+    Path::new(env!("CARGO_MANIFEST_DIR")).parent().unwrap().to_owned()
+}
+
+#[expect(clippy::disallowed_methods, reason = "this is the settings module")]
+fn variable(name: &str) -> Option<PathBuf> {
+    std::env::var_os(name).filter(|value| !value.is_empty()).map(PathBuf::from)
+}
+
+/// The command under test: `KILN_BIN`, else the release build.
+pub fn kiln_bin() -> PathBuf {
+    let path = variable("KILN_BIN").unwrap_or_else(|| repository().join("target/release/kiln"));
+    assert!(path.is_file(), "{} is not there: run scripts/test, or set KILN_BIN", path.display());
+    path
+}
+
+/// The library with the base images, and room for what tests make: `KILN_TEST_DATA`,
+/// else below `target`. Made by `scripts/test data`.
+pub fn test_data() -> PathBuf {
+    let path = variable("KILN_TEST_DATA").unwrap_or_else(|| repository().join("target/test-data"));
+    assert!(
+        path.join("library/images").is_dir(),
+        "{} holds no library: run `scripts/test data` first",
+        path.display()
+    );
+    path
+}
+
+/// Scratch space on the file system of the test data (images are linked, not copied).
+pub fn scratch() -> PathBuf {
+    let path = test_data().join("scratch");
+    std::fs::create_dir_all(&path).unwrap();
+    path
+}
+
+/// A folder with a PowerShell engine, `pwsh`.
+pub fn pwsh() -> Option<PathBuf> {
+    variable("KILN_PWSH").filter(|folder| folder.join("pwsh").is_file())
+}
+
+/// `PATH`, for tests that put something in front of it.
+pub fn search_path() -> String {
+    variable("PATH").map(|path| path.display().to_string()).unwrap_or_default()
+}
