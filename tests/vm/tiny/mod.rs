@@ -1,0 +1,6 @@
+//! Every way a build can end, with a guest that is up in seconds.
+
+mod builds;
+mod faults;
+mod host;
+mod steps;

@@ -1,0 +1,200 @@
+//! What scripts can do to their guest, and what becomes of the build then.
+
+use std::time::Duration;
+
+use kiln_tests::disk::Disk;
+use kiln_tests::kiln::Kiln;
+use kiln_tests::template::tiny;
+use serde_json::json;
+
+#[test]
+fn a_step_that_reboots_is_done_and_not_run_again() {
+    let kiln = Kiln::new();
+    let template = tiny()
+        .shell(
+            "reboot",
+            ["cat /proc/sys/kernel/random/boot_id | sudo tee -a /srv/boots", "sudo reboot", "sleep 600"],
+        )
+        .shell("after", ["cat /proc/sys/kernel/random/boot_id | sudo tee -a /srv/boots"]);
+    let ended = kiln.build(&template).succeeded();
+    let boots = Disk::open(&ended.vhd()).text("/srv/boots");
+    let boots: Vec<&str> = boots.lines().collect();
+    assert_eq!(boots.len(), 2, "each step ran once: {boots:?}");
+    assert_ne!(boots[0], boots[1], "and the guest did restart in between");
+    assert!(ended.log().contains("is not run again"), "{}", ended.log());
+}
+
+/// `reboot` as the last command ends the script with 0 before the guest goes down.
+#[test]
+fn a_script_that_ends_with_reboot_is_waited_for() {
+    let kiln = Kiln::new();
+    let template = tiny()
+        .shell("reboot", ["cat /proc/sys/kernel/random/boot_id | sudo tee -a /srv/boots", "sudo reboot"])
+        .shell("after", ["cat /proc/sys/kernel/random/boot_id | sudo tee -a /srv/boots"]);
+    let ended = kiln.build(&template).succeeded();
+    let boots = Disk::open(&ended.vhd()).text("/srv/boots");
+    let boots: Vec<&str> = boots.lines().collect();
+    assert_eq!(boots.len(), 2, "{boots:?}");
+    assert_ne!(boots[0], boots[1]);
+}
+
+#[test]
+fn a_reset_without_a_shutdown_fails_the_step() {
+    let kiln = Kiln::new();
+    let ended =
+        kiln.build(&tiny().shell("reset", ["echo b | sudo tee /proc/sysrq-trigger", "sleep 600"])).failed();
+    assert_eq!(ended.failed_step(), "Shell \"reset\"");
+    assert!(ended.cause().contains("reset") && ended.cause().contains("without an orderly shutdown"), "{}", ended.cause());
+    kiln.assert_nothing_left();
+}
+
+#[test]
+fn a_panic_is_named() {
+    let kiln = Kiln::new();
+    let ended =
+        kiln.build(&tiny().shell("crash", ["echo c | sudo tee /proc/sysrq-trigger", "sleep 600"])).failed();
+    assert!(ended.cause().contains("panic"), "{}", ended.cause());
+    assert!(ended.stderr.contains("sysrq"), "the console's last lines are shown: {}", ended.stderr);
+    kiln.assert_nothing_left();
+}
+
+/// A guest that turns itself off in the middle is no finished image.
+#[test]
+fn a_guest_that_powers_off_fails_the_build() {
+    let kiln = Kiln::new();
+    let ended = kiln.build(&tiny().shell("off", ["sudo poweroff", "sleep 600"])).failed();
+    assert!(ended.cause().contains("shut down") || ended.cause().contains("powered off"), "{}", ended.cause());
+    kiln.assert_nothing_left();
+}
+
+/// Scripts run detached: a lost link is not a lost step, and no line of output is lost or doubled.
+#[test]
+fn a_lost_link_is_not_a_lost_step() {
+    let kiln = Kiln::new();
+    let template = tiny().shell(
+        "noisy",
+        ["i=0; while [ $i -lt 200 ]; do i=$((i+1)); echo \"line $i.\"; \
+          if [ $((i % 60)) = 0 ]; then sudo killall -9 dropbear; fi; usleep 20000; done"],
+    );
+    let ended = kiln.build(&template).succeeded();
+    let log = ended.log();
+    for number in 1..=200 {
+        assert_eq!(log.matches(&format!("line {number}.")).count(), 1, "line {number}");
+    }
+}
+
+/// A deprovisioning script of the template's own takes the default's place, is printed, and goes.
+#[test]
+fn the_templates_deprovisioning_script_is_used() {
+    let kiln = Kiln::new();
+    let script = "echo deprovisioned as $(id -un) | tee /srv/deprovisioned";
+    let template = tiny().shell("override", [format!("echo '{script}' > /tmp/DeprovisioningScript.sh").as_str()]);
+    let ended = kiln.build(&template).succeeded();
+    let disk = Disk::open(&ended.vhd());
+    assert_eq!(disk.text("/srv/deprovisioned"), "deprovisioned as root\n");
+    assert!(!disk.exists("/tmp/DeprovisioningScript.sh"));
+    assert!(ended.log().contains(script), "printed into the log: {}", ended.log());
+    assert!(ended.log().contains("deprovisioned as root"), "{}", ended.log());
+}
+
+#[test]
+fn a_failing_deprovisioning_script_fails_the_build() {
+    let kiln = Kiln::new();
+    let ended = kiln.build(&tiny().shell("override", ["echo 'exit 9' > /tmp/DeprovisioningScript.sh"])).failed();
+    assert!(ended.cause().contains("deprovision") && ended.cause().contains('9'), "{}", ended.cause());
+    kiln.assert_nothing_left();
+}
+
+/// Azure's agent is not there: said, and Kiln's own clean-up done.
+#[test]
+fn a_guest_without_waagent_is_warned_about() {
+    let kiln = Kiln::new();
+    let ended = kiln.build(&tiny()).succeeded();
+    assert!(ended.notices("warning").iter().any(|text| text.contains("no waagent")), "{:?}", ended.notices("warning"));
+    assert!(ended.log().contains("WARNING: the guest has no waagent"), "{}", ended.log());
+}
+
+#[test]
+fn files_go_where_the_contract_says() {
+    let kiln = Kiln::new();
+    let (small, other) = (kiln.path().join("small.txt"), kiln.path().join("a name with blanks"));
+    std::fs::write(&small, "small\n").unwrap();
+    std::fs::write(&other, [0_u8, 255, b'\n', b'\'']).unwrap();
+    let url = |path: &std::path::Path| format!("file://{}", path.display().to_string().replace(' ', "%20"));
+    let template = tiny()
+        .file("full path", &url(&small), "/tmp/renamed.txt")
+        .file("folder", &url(&small), "/tmp/")
+        .file("blanks", &url(&other), "/tmp/it's here")
+        .file("outside /tmp", &url(&small), "/srv/root.txt")
+        .shell("keep", ["sudo mkdir /srv/kept", "sudo mv /tmp/renamed.txt /tmp/small.txt \"/tmp/it's here\" /srv/kept"]);
+    let ended = kiln.build(&template).succeeded();
+    let disk = Disk::open(&ended.vhd());
+    assert_eq!(disk.text("/srv/kept/renamed.txt"), "small\n");
+    assert_eq!(disk.text("/srv/kept/small.txt"), "small\n");
+    assert_eq!(disk.read("/srv/kept/it's here").unwrap(), [0, 255, b'\n', b'\'']);
+    assert_eq!(disk.text("/srv/root.txt"), "small\n");
+}
+
+#[test]
+fn a_missing_destination_folder_is_named_and_not_made() {
+    let kiln = Kiln::new();
+    let source = kiln.path().join("x");
+    std::fs::write(&source, "x").unwrap();
+    let template = tiny().file("place", &format!("file://{}", source.display()), "/tmp/no/such/x");
+    let ended = kiln.build(&template).failed();
+    assert_eq!(ended.failed_step(), "File \"place\"");
+    for part in ["Error uploading", "/tmp/no/such"] {
+        assert!(ended.cause().contains(part), "{}", ended.cause());
+    }
+    kiln.assert_nothing_left();
+}
+
+#[test]
+fn a_full_guest_disk_is_named() {
+    let kiln = Kiln::new();
+    let source = kiln.path().join("large");
+    std::fs::File::create(&source).unwrap().set_len(160 << 20).unwrap();
+    let template = tiny().file("large", &format!("file://{}", source.display()), "/tmp/large");
+    let ended = kiln.build(&template).failed();
+    assert!(ended.cause().contains("disk is full"), "{}", ended.cause());
+    kiln.assert_nothing_left();
+}
+
+#[test]
+fn powershell_without_pwsh_says_what_to_do() {
+    let kiln = Kiln::new();
+    let template =
+        tiny().customizer(json!({ "type": "PowerShell", "name": "ps", "inline": ["Write-Output hello"] }));
+    let ended = kiln.build(&template).failed();
+    assert!(ended.cause().contains("no PowerShell") && ended.cause().contains("Shell customizer"), "{}", ended.cause());
+}
+
+/// A daemon that a script leaves behind does not hold the step up.
+#[test]
+fn a_background_process_does_not_hold_a_step() {
+    let kiln = Kiln::new();
+    let running = kiln.start(&tiny().shell("daemon", ["sleep 900 &", "echo started"]));
+    let ended = running.wait().succeeded();
+    assert!(ended.took < Duration::from_secs(120), "{:?}", ended.took);
+}
+
+/// Much output, no line feed, no text: nothing of it hurts, and terminal escapes do not reach the terminal.
+#[test]
+fn wild_output_is_tame_in_the_log() {
+    let kiln = Kiln::new();
+    let template = tiny().shell(
+        "wild",
+        [
+            "head -c 20000000 /dev/urandom",
+            "head -c 3000000 /dev/zero | tr '\\0' x",
+            "echo; printf '\\033]0;title\\007\\033[2J'; echo end of it",
+        ],
+    );
+    let ended = kiln.build(&template).succeeded();
+    let log = std::fs::read(ended.run_dir.as_ref().unwrap().join("customization.log")).unwrap();
+    assert!(log.len() > 20_000_000, "{} bytes", log.len());
+    assert!(log.windows(9).any(|window| window == b"end of it"));
+    let longest = log.split(|byte| *byte == b'\n').map(<[u8]>::len).max().unwrap();
+    assert!(longest < 20_000, "a line of {longest} bytes");
+    assert!(!ended.stderr.contains("\u{1b}]0"), "an escape of the guest's reached the terminal");
+}
