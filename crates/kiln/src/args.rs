@@ -66,7 +66,7 @@ pub struct BuildArgs {
     /// Template: JSON (comments and trailing commas allowed) or YAML; `-` reads standard input
     pub file: PathBuf,
 
-    /// Directory for the VHD and its run output; made if it is not there
+    /// Directory for the VHD and its record; made where missing
     #[arg(short, long, value_name = "DIR", default_value = ".")]
     pub output: PathBuf,
 
@@ -175,7 +175,7 @@ pub struct ImagesImportArgs {
     #[arg(long)]
     pub name: String,
 
-    /// Version; `latest` picks the highest [default: the time, as 0.20261123.1722]
+    /// Version; `latest` picks the highest [default: the time, as 20261123.1722]
     #[arg(long = "version", value_name = "VERSION")]
     pub image_version: Option<String>,
 

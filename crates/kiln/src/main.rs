@@ -34,12 +34,13 @@ fn main() -> ExitCode {
     };
     let environment = Environment::read();
     let printer = Printer::new(environment.colors());
-    start_log(&environment, &printer, &cli);
 
     // A panic is a bug: the standard library's message has been shown; the exit
     // status is ours (2), not its 101.
-    let outcome =
-        std::panic::catch_unwind(std::panic::AssertUnwindSafe(|| commands::run(cli, &environment, &printer)));
+    let outcome = std::panic::catch_unwind(std::panic::AssertUnwindSafe(|| {
+        start_log(&environment, &printer, &cli);
+        commands::run(cli, &environment, &printer)
+    }));
     let status = match outcome {
         Ok(Ok(status)) => status,
         Ok(Err(failure)) => {
@@ -74,7 +75,7 @@ fn start_log(environment: &Environment, printer: &Printer, cli: &args::Cli) {
     match tracing_subscriber::EnvFilter::try_new(&filter) {
         Ok(filter) => tracing_subscriber::fmt()
             .with_env_filter(filter)
-            .with_ansi(printer.err.on)
+            .with_ansi(false)
             .with_writer(ui::log_writer)
             .init(),
         Err(error) => printer.warning(&format!("KILN_LOG is ignored: {error}")),

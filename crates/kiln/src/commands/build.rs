@@ -27,7 +27,7 @@ use super::signals::{Signals, Stop};
 use super::{End, Surroundings};
 use crate::exit::{ExitStatus, Failure};
 use crate::progress::report::Report;
-use crate::progress::{Outcome, RunView, final_object, refusal};
+use crate::progress::{Outcome, Show, final_object, refusal};
 use crate::settings::{self, BuildSettings, Folders};
 
 pub async fn run(around: &Surroundings<'_>, settings: BuildSettings) -> End {
@@ -81,7 +81,7 @@ async fn build(around: &Surroundings<'_>, settings: &BuildSettings) -> End {
     if settings.json {
         printer.data(&final_object(&outcome, run_dir.path(), &settings.output, status));
     } else {
-        for output in &outcome.outputs {
+        for output in &outcome.run.outputs {
             printer.data(&settings.output.join(&output.file).display().to_string());
         }
     }
@@ -121,11 +121,11 @@ async fn watch(
     signals: &mut Signals,
 ) -> Result<Outcome, Failure> {
     // One task, two branches that both show things: never at the same time.
-    let view = RefCell::new(RunView::new(around.printer, settings.json, around.verbose > 0));
+    let show = RefCell::new(Show::new(around.printer, settings.json, around.verbose > 0));
     let followed = {
         let following = follow(run_dir, worker, |news| match news {
-            News::Event(event) => view.borrow_mut().event(event),
-            News::Log(bytes) => view.borrow_mut().log(bytes),
+            News::Event(event) => show.borrow_mut().event(event),
+            News::Log(bytes) => show.borrow_mut().log(bytes),
         });
         tokio::pin!(following);
         loop {
@@ -134,13 +134,13 @@ async fn watch(
                 stop = signals.next() => match stop {
                     Stop::CleanUp => {
                         let line = "stopping: the build ends and cleans up; Ctrl-C again kills it";
-                        view.borrow_mut().talk(&around.printer.format_warning(line));
+                        show.borrow_mut().talk(&around.printer.format_warning(line));
                         if let Err(error) = local::cancel(run_dir) {
-                            view.borrow_mut().talk(&format!("cannot ask the build to stop: {error}"));
+                            show.borrow_mut().talk(&format!("cannot ask the build to stop: {error}"));
                         }
                     }
                     Stop::AtOnce => {
-                        view.borrow_mut().talk(&around.printer.format_warning("killing the build"));
+                        show.borrow_mut().talk(&around.printer.format_warning("killing the build"));
                         local::kill(worker);
                     }
                 },
@@ -152,9 +152,9 @@ async fn watch(
     {
         settle(run_dir, &how).context("the build's worker is gone and its run cannot be ended")?;
         let last = last_event(run_dir).context("cannot read how the run ended")?;
-        view.borrow_mut().event(&last);
+        show.borrow_mut().event(&last);
     }
-    Ok(view.into_inner().finish())
+    Ok(show.into_inner().finish())
 }
 
 /// The end that settling wrote.

@@ -10,9 +10,8 @@ use std::io::{self, Read};
 
 use anyhow::Context as _;
 use kiln_model::plan::{BuildPlan, HostLimits};
-use kiln_model::problem::{Code, Problem};
 use kiln_model::template::{CheckedTemplate, TemplateSource};
-use kiln_model::{CheckContext, Checked, Document, MAX_TEMPLATE_BYTES, Problems, check};
+use kiln_model::{CheckContext, Checked, Document, MAX_TEMPLATE_BYTES, Problem, Problems, check};
 
 use super::shelves::Shelves;
 use crate::exit::Failure;
@@ -87,19 +86,15 @@ pub fn prepare(input: &TemplateInput, shelves: &Shelves) -> Result<Prepared, NoP
     let bytes = read(input)?;
     let (problems, template) = check_template(input, &bytes, shelves, false);
     let Some(template) = template else { return Err(NoPlan::Problems(problems)) };
-    let image = match &template.source {
-        TemplateSource::Platform { name, version, plan: _ } => shelves
-            .catalog
-            .choose(&shelves.stored, name, version)
-            .map_err(|error| NoPlan::Other(Failure::input(error)))?,
-        TemplateSource::ManagedImage { .. } | TemplateSource::SharedImageVersion { .. } => {
-            let refused = Problem::error(
-                Code::NotBuiltYet,
-                &template.source_place,
-                "this version of Kiln builds from PlatformImage sources only",
-            );
-            return Err(NoPlan::Problems(joined(problems, refused.into())));
-        }
+    let refused = template.refusals();
+    let TemplateSource::Platform { name, version, plan: _ } = &template.source else {
+        return Err(NoPlan::Problems(joined(problems, refused)));
+    };
+    let image = match shelves.catalog.choose(&shelves.stored, name, version) {
+        Ok(image) => image,
+        // Getting an image for a template that cannot be built would be in vain.
+        Err(_) if !refused.is_empty() => return Err(NoPlan::Problems(joined(problems, refused))),
+        Err(error) => return Err(NoPlan::Other(Failure::input(error))),
     };
     let host = HostLimits {
         cpus: kiln_host::space::cpus(),
@@ -110,10 +105,10 @@ pub fn prepare(input: &TemplateInput, shelves: &Shelves) -> Result<Prepared, NoP
     };
     match template.plan(&image, host) {
         Ok(plan) => Ok(Prepared { plan, problems }),
-        Err(refused) => Err(NoPlan::Problems(joined(problems, refused))),
+        Err(refused) => Err(NoPlan::Problems(joined(problems, refused.into_iter().collect()))),
     }
 }
 
-fn joined(first: Problems, second: Problems) -> Problems {
+fn joined(first: Problems, second: Vec<Problem>) -> Problems {
     Problems::new(first.into_iter().chain(second).collect())
 }

@@ -8,6 +8,7 @@ use kiln_model::run::{Phase, RunState};
 use serde::Serialize;
 
 use super::Outcome;
+use super::report::lasted;
 use crate::exit::ExitStatus;
 
 /// The newest format of the result object. The lines before it are the run's events,
@@ -61,14 +62,20 @@ pub fn final_object(outcome: &Outcome, run_dir: &Path, output_dir: &Path, status
     let result = Result {
         format: RESULT_FORMAT,
         kind: "result",
-        run_id: &outcome.run_id,
+        run_id: &outcome.run.run_id,
         run_dir,
         state,
         message,
         exit_status: status.number(),
         ms,
-        phases: outcome.phases.iter().map(|&(phase, ms)| PhaseTime { phase, ms }).collect(),
+        phases: outcome
+            .run
+            .phases
+            .iter()
+            .map(|phase| PhaseTime { phase: phase.phase, ms: lasted(phase, ms) })
+            .collect(),
         outputs: outcome
+            .run
             .outputs
             .iter()
             .map(|output| OutputFile { path: output_dir.join(&output.file), output })

@@ -46,8 +46,11 @@ pub struct Live {
 #[derive(Debug)]
 struct Running {
     bar: ProgressBar,
-    far: Arc<Mutex<Option<(u64, u64, Unit)>>>,
+    far: Far,
 }
+
+/// How far a step is: done, total (0 where not known) and in what.
+type Far = Arc<Mutex<Option<(u64, u64, Unit)>>>;
 
 impl Live {
     pub fn new(paint: Paint) -> Self {
@@ -87,14 +90,21 @@ impl Live {
     pub fn log(&mut self, bytes: &[u8]) {
         self.hear();
         let lines = self.log.push(bytes);
-        self.print(lines.iter().map(|line| self.paint.faint(format!("    {line}"))).collect());
+        self.print(lines.iter().map(|line| self.dimmed(line)).collect());
+    }
+
+    fn dimmed(&self, line: &str) -> String {
+        self.paint.faint(format!("    {line}"))
     }
 
     pub fn talk(&self, line: &str) {
         self.print(vec![line.to_owned()]);
     }
 
-    pub fn finish(self) {
+    pub fn finish(mut self) {
+        if let Some(line) = self.log.finish() {
+            self.print(vec![self.dimmed(&line)]);
+        }
         for running in self.steps.values() {
             running.bar.finish_and_clear();
         }
@@ -122,7 +132,7 @@ impl Live {
         self.steps.insert(id.to_owned(), Running { bar, far });
     }
 
-    fn style(&self, template: &str, far: &Arc<Mutex<Option<(u64, u64, Unit)>>>) -> ProgressStyle {
+    fn style(&self, template: &str, far: &Far) -> ProgressStyle {
         let (heard, far) = (Arc::clone(&self.heard), Arc::clone(far));
         ProgressStyle::with_template(template).unwrap_or_else(|_| ProgressStyle::default_spinner()).with_key(
             "state",

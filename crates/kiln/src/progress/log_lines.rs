@@ -35,6 +35,13 @@ impl LogLines {
         }
         shown.into()
     }
+
+    /// A last line without its end.
+    pub fn finish(&mut self) -> Option<String> {
+        let mut last = None;
+        self.lines.finish(|line| last = text_of(line).map(str::to_owned));
+        last
+    }
 }
 
 /// The text of one line of the log; nothing where it is not for people.

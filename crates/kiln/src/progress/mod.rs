@@ -1,7 +1,7 @@
 //! A run as it is shown while it happens.
 //!
 //! ```text
-//!  RunEvents ──┬─► Outcome   what is left of it at the end     (always)
+//!  RunEvents ──┬─► Outcome   the run's state, and its end      (always)
 //!              └─► Shown     Live   steps redrawn in place     (stderr is a terminal)
 //!                            Plain  one line at a time         (a pipe, a dumb terminal)
 //!                            Json   the events themselves      (--json, on stdout)
@@ -25,9 +25,9 @@ use crate::ui::Printer;
 pub use json::{RESULT_FORMAT, final_object, refusal};
 pub use outcome::Outcome;
 
-/// How a run is shown.
+/// A run being shown.
 #[derive(Debug)]
-pub struct RunView<'a> {
+pub struct Show<'a> {
     printer: &'a Printer,
     pub outcome: Outcome,
     shown: Shown,
@@ -40,7 +40,7 @@ enum Shown {
     Json,
 }
 
-impl<'a> RunView<'a> {
+impl<'a> Show<'a> {
     /// `verbose` keeps lines in place: the diagnostic log would be drawn over.
     pub fn new(printer: &'a Printer, json: bool, verbose: bool) -> Self {
         let shown = if json {
@@ -81,8 +81,10 @@ impl<'a> RunView<'a> {
 
     /// Ends the drawing; what comes next is printed below it.
     pub fn finish(self) -> Outcome {
-        if let Shown::Live(live) = self.shown {
-            live.finish();
+        match self.shown {
+            Shown::Live(live) => live.finish(),
+            Shown::Plain(plain) => plain.finish().iter().for_each(|line| self.printer.talk(line)),
+            Shown::Json => {}
         }
         self.outcome
     }

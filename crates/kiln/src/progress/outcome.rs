@@ -1,18 +1,18 @@
-//! What is left of a run when it has ended: its parts, gathered from its events.
+//! What is left of a run when it has ended.
 
-use kiln_model::event::{Failure, RunEvent, RunEventKind, RunOutput};
-use kiln_model::run::{Phase, RunState};
+use kiln_model::event::{Failure, RunEvent, RunEventKind};
+use kiln_model::run::RunState;
+use kiln_model::{IllegalEvent, RunView};
 
-#[derive(Debug, Clone, Default, PartialEq)]
+#[derive(Debug, Default)]
 pub struct Outcome {
-    pub run_id: String,
-    pub template: String,
-    /// Phases in the order they were entered, with their milliseconds; the one that runs has 0.
-    pub phases: Vec<(Phase, u64)>,
-    pub outputs: Vec<RunOutput>,
-    pub warnings: Vec<String>,
+    /// The run as its events tell it.
+    pub run: RunView,
+    /// Kept by itself: how a run ended counts also where its events contradict one another, as
+    /// those of a worker that died before its first event do.
     pub end: Option<End>,
-    phase_started_ms: u64,
+    /// The first event that could not follow those before it.
+    pub contradiction: Option<IllegalEvent>,
 }
 
 /// The last event of a run.
@@ -21,45 +21,20 @@ pub struct End {
     pub state: RunState,
     pub message: String,
     pub failure: Option<Failure>,
+    /// How long the run took, milliseconds.
     pub ms: u64,
 }
 
 impl Outcome {
     pub fn fold(&mut self, event: &RunEvent) {
-        match &event.event {
-            RunEventKind::RunStarted { run_id, template_name, .. } => {
-                self.run_id.clone_from(run_id);
-                self.template.clone_from(template_name);
-            }
-            RunEventKind::PhaseStarted { phase } => {
-                self.close_phase(event.elapsed_ms);
-                self.phases.push((*phase, 0));
-                self.phase_started_ms = event.elapsed_ms;
-            }
-            RunEventKind::OutputPublished { output } => self.outputs.push(output.clone()),
-            RunEventKind::Notice { level: kiln_model::event::NoticeLevel::Warning, text } => {
-                self.warnings.push(text.clone());
-            }
-            RunEventKind::RunEnded { state, message, failure, ms } => {
-                self.close_phase(event.elapsed_ms);
-                self.end = Some(End {
-                    state: *state,
-                    message: message.clone(),
-                    failure: failure.clone(),
-                    // A run that was settled after its worker's death has no time of its own.
-                    ms: (*ms).max(event.elapsed_ms),
-                });
-            }
-            RunEventKind::Notice { .. }
-            | RunEventKind::StepStarted { .. }
-            | RunEventKind::StepProgress { .. }
-            | RunEventKind::StepEnded { .. } => {}
+        if let RunEventKind::RunEnded { state, message, failure, ms } = &event.event {
+            // A run that was settled after its worker's death has no time of its own.
+            let ms = (*ms).max(event.elapsed_ms).max(self.run.elapsed_ms);
+            let (message, failure) = (message.clone(), failure.clone());
+            self.end = Some(End { state: *state, message, failure, ms });
         }
-    }
-
-    fn close_phase(&mut self, now_ms: u64) {
-        if let Some((_, ms)) = self.phases.last_mut() {
-            *ms = now_ms.saturating_sub(self.phase_started_ms);
+        if self.contradiction.is_none() {
+            self.contradiction = self.run.apply(event).err();
         }
     }
 }

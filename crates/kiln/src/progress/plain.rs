@@ -57,8 +57,16 @@ impl Plain {
 
     /// The guest's lines.
     pub fn log(&mut self, bytes: &[u8]) -> Vec<String> {
-        let bar = self.paint.faint("          |");
-        self.log.push(bytes).iter().map(|line| format!("{bar}   {}", self.paint.faint(line))).collect()
+        self.log.push(bytes).iter().map(|line| self.marked(line)).collect()
+    }
+
+    /// What is left when the run has ended.
+    pub fn finish(mut self) -> Option<String> {
+        self.log.finish().map(|line| self.marked(&line))
+    }
+
+    fn marked(&self, line: &str) -> String {
+        format!("{}   {}", self.paint.faint("          |"), self.paint.faint(line))
     }
 
     fn stamped(&self, elapsed_ms: u64, line: &str) -> String {

@@ -4,6 +4,7 @@
 use std::path::Path;
 
 use kiln_build::run_dir::RunDir;
+use kiln_model::PhaseView;
 use kiln_model::catalog::Generation;
 use kiln_model::event::{Failure, RunOutput};
 use kiln_model::run::RunState;
@@ -52,12 +53,18 @@ impl Report<'_> {
                 lines.extend(self.failure(end, &time));
             }
         }
-        for output in &self.outcome.outputs {
+        for output in &self.outcome.run.outputs {
             lines.push(String::new());
             lines.extend(self.output(output));
         }
         if end.state != RunState::Failed {
-            lines.extend(self.phases());
+            lines.extend(self.phases(end.ms));
+        }
+        if let Some(contradiction) = &self.outcome.contradiction {
+            lines.push(format!(
+                "{} the run's events do not fit together: {contradiction}",
+                self.paint.attention("warning:")
+            ));
         }
         lines.extend(self.logs());
         lines.extend(self.hints(end).into_iter().map(|hint| format!("{} {hint}", self.paint.faint("hint:"))));
@@ -87,12 +94,13 @@ impl Report<'_> {
         ]
     }
 
-    fn phases(&self) -> Option<String> {
+    fn phases(&self, end_ms: u64) -> Option<String> {
         let phases: Vec<String> = self
             .outcome
+            .run
             .phases
             .iter()
-            .map(|(phase, ms)| format!("{phase} {}", text::milliseconds(*ms)))
+            .map(|phase| format!("{} {}", phase.phase, text::milliseconds(lasted(phase, end_ms))))
             .collect();
         (!phases.is_empty()).then(|| row("phases", &phases.join(", ")))
     }
@@ -148,8 +156,13 @@ impl Report<'_> {
                 "`--keep-on-error` keeps the disk of a failed build for a look at it".to_owned()
             }];
         }
-        self.outcome.outputs.iter().map(|output| boot_hint(output, self.output_dir)).collect()
+        self.outcome.run.outputs.iter().map(|output| boot_hint(output, self.output_dir)).collect()
     }
+}
+
+/// Milliseconds of a phase; one that was cut off lasted to the run's end.
+pub fn lasted(phase: &PhaseView, end_ms: u64) -> u64 {
+    phase.ended_ms.unwrap_or(end_ms).saturating_sub(phase.started_ms)
 }
 
 /// How to see the image boot, as a command to paste.

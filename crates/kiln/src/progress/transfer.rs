@@ -16,6 +16,7 @@ use crate::ui::guest_text::neutralize;
 /// Between two lines about one transfer, where lines stay.
 const LINE_EVERY: Duration = Duration::from_secs(10);
 const BAR: &str = "{spinner} {msg}  {bar:24} {binary_bytes} of {binary_total_bytes}  {binary_bytes_per_sec}";
+const PERCENT_BAR: &str = "{spinner} {msg}  {bar:24} {percent} %";
 const NO_BAR: &str = "{spinner} {msg}  {binary_bytes}  {binary_bytes_per_sec}";
 
 /// Transfers under way, by a number of the caller's. Shared by threads.
@@ -58,6 +59,20 @@ impl<'a> Transfers<'a> {
                 self.printer.talk(&format!("  {}: {far}", neutralize(name)));
             }
             None => {}
+        }
+    }
+
+    /// The same in hundredths of a percent, for work that is not counted in bytes.
+    pub fn percent(&self, id: usize, name: &str, hundredths: u16) {
+        if let Some(screen) = &self.screen {
+            let mut running = self.running.lock().unwrap_or_else(PoisonError::into_inner);
+            let one = running.entry(id).or_insert_with(|| {
+                let bar = begin(screen, name);
+                bar.set_length(10_000);
+                bar.set_style(style(PERCENT_BAR));
+                Running { bar: Some(bar), shown: Instant::now() }
+            });
+            one.bar.iter().for_each(|bar| bar.set_position(hundredths.into()));
         }
     }
 
@@ -106,7 +121,7 @@ mod tests {
 
     #[test]
     fn the_templates_are_good() {
-        for template in [BAR, NO_BAR] {
+        for template in [BAR, PERCENT_BAR, NO_BAR] {
             ProgressStyle::with_template(template).unwrap();
         }
     }

@@ -10,7 +10,8 @@ mod programs;
 use std::time::Duration;
 
 use kiln_host::wait::Control;
-use kiln_qemu::host::{Accelerator, Qemu, probe_accelerator};
+use kiln_qemu::firmware::Ovmf;
+use kiln_qemu::host::{Accelerator, Features, Qemu, probe_accelerator};
 
 use self::findings::{Findings, Verdict};
 use super::shelves::Shelves;
@@ -49,13 +50,49 @@ async fn qemu(around: &Surroundings<'_>, folders: &Folders, findings: &mut Findi
     let qemu = match Qemu::find(&around.environment.search_path()) {
         Ok(qemu) => qemu,
         Err(error) => {
-            findings.add("qemu", Verdict::Missing, error.to_string());
-            findings.lacks("qemu-system-x86");
-            findings.lacks("qemu-utils");
+            let error = anyhow::Error::new(error);
+            findings.add("qemu", Verdict::Missing, format!("{error:#}"));
+            programs::qemu(around, findings);
             return;
         }
     };
-    let _ = (folders, qemu, control);
+    findings.add("qemu", Verdict::Good, format!("{} ({})", qemu.version(), qemu.system().display()));
+    let Features { sandbox, pvpanic } = *qemu.features();
+    match (sandbox, pvpanic) {
+        (true, true) => {
+            findings.add("features", Verdict::Good, "system call sandbox, notice of guest panics");
+        }
+        (false, _) => findings.add(
+            "features",
+            Verdict::Attention,
+            "this QEMU has no sandbox: system calls it does not need are not denied to it",
+        ),
+        (true, false) => findings.add(
+            "features",
+            Verdict::Attention,
+            "this QEMU has no pvpanic device: a guest's panic is noticed only by its silence",
+        ),
+    }
+    match probe_accelerator(&qemu, &folders.cache, control).await {
+        Ok(Accelerator::Kvm { cpu_model }) => {
+            let text = format!("KVM, guests see a {cpu_model} (KVM: not run by this project's tests)");
+            findings.add("accelerator", Verdict::Good, text);
+        }
+        Ok(Accelerator::Tcg { reason }) => findings.add(
+            "accelerator",
+            Verdict::Attention,
+            format!("emulation (TCG), which works and is several times slower than KVM: {reason}"),
+        ),
+        Err(why) => findings.add("accelerator", Verdict::Attention, format!("not found out: {why}")),
+    }
+    match Ovmf::find() {
+        Ok(_) => findings.add("firmware", Verdict::Good, "UEFI (OVMF), for generation 2"),
+        Err(_) => {
+            let text = "no UEFI firmware (OVMF): generation 2 images cannot be built";
+            findings.add("firmware", Verdict::Attention, text);
+            findings.lacks("ovmf");
+        }
+    }
 }
 
 fn host(folders: &Folders, findings: &mut Findings) {
@@ -89,7 +126,7 @@ fn room(folders: &Folders, findings: &mut Findings) {
         Ok(free) => {
             let verdict = match free {
                 ..ROOM_NEEDED => Verdict::Missing,
-                ..ROOM_WANTED => Verdict::Attention,
+                ROOM_NEEDED..ROOM_WANTED => Verdict::Attention,
                 _ => Verdict::Good,
             };
             findings.add("disk", verdict, format!("{} free {place}", text::bytes(free)));

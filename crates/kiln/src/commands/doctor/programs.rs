@@ -19,6 +19,16 @@ const RECIPE_PROGRAMS: [(&str, &str); 7] = [
 /// What comes from the same place as QEMU.
 const QEMU_PACKAGES: [&str; 4] = ["qemu-system-x86", "qemu-utils", "ovmf", "seabios"];
 
+/// Which of QEMU's two programs is not there.
+pub fn qemu(around: &Surroundings<'_>, findings: &mut Findings) {
+    let path = around.environment.search_path();
+    for (program, package) in [("qemu-system-x86_64", "qemu-system-x86"), ("qemu-img", "qemu-utils")] {
+        if find_program(program, &path).is_none() {
+            findings.lacks(package);
+        }
+    }
+}
+
 /// Looks for the recipes' programs, and says how to install all that was found missing.
 pub fn look(around: &Surroundings<'_>, findings: &mut Findings) {
     let path = around.environment.search_path();

@@ -19,10 +19,12 @@ pub async fn pull(around: &Surroundings<'_>, folders: &Folders, name: &str) -> E
         return Err(Failure::input(anyhow::anyhow!("{name} is not downloaded but made here"))
             .hint(format!("`kiln images build {name}` makes it")));
     }
+    let qemu_img = super::qemu_img(around)?;
     let fetch = settings::fetch(around.environment).map_err(Failure::host)?;
     let control = signals::control().map_err(Failure::host)?;
     let transfers = Transfers::new(around.printer, around.verbose > 0);
-    let pulled = shelves.library()?.pull(entry, &fetch, &|p| show(&transfers, name, p), &control).await;
+    let report = |progress| show(&transfers, name, progress);
+    let pulled = shelves.library()?.pull(entry, &fetch, &qemu_img, &report, &control).await;
     drop(transfers);
     stored(around, pulled)
 }
@@ -30,10 +32,12 @@ pub async fn pull(around: &Surroundings<'_>, folders: &Folders, name: &str) -> E
 pub async fn import(around: &Surroundings<'_>, folders: &Folders, args: ImagesImportArgs) -> End {
     let name = args.name.clone();
     let request = resolve(args)?;
+    let qemu_img = super::qemu_img(around)?;
     let shelves = Shelves::open(folders)?;
     let control = signals::control().map_err(Failure::host)?;
     let transfers = Transfers::new(around.printer, around.verbose > 0);
-    let imported = shelves.library()?.import(&request, &|p| show(&transfers, &name, p), &control).await;
+    let report = |progress| show(&transfers, &name, progress);
+    let imported = shelves.library()?.import(&request, &qemu_img, &report, &control).await;
     drop(transfers);
     stored(around, imported)
 }
@@ -100,22 +104,23 @@ pub fn show(transfers: &Transfers<'_>, name: &str, progress: ImageProgress) {
             transfers.end(1);
             transfers.advance(2, "copying", done, Some(total));
         }
-        ImageProgress::Converting => {
-            (0..3).for_each(|id| transfers.end(id));
-            transfers.talk("converting to qcow2");
+        ImageProgress::Converting { done } => {
+            transfers.end(1);
+            transfers.percent(3, "converting to qcow2", done);
         }
     }
 }
 
 /// Says what lies in the library now.
 pub fn stored(around: &Surroundings<'_>, imported: Result<Imported, ImageError>) -> End {
-    let Imported { image, probe: _, already_there } = imported.map_err(|error| {
+    let imported = imported.map_err(|error| {
         let interrupted = error.interrupted().is_some();
         let failure = Failure::new(error.fault(), error);
         if interrupted { failure.hint("the same command goes on where it stopped") } else { failure }
     })?;
     let printer = around.printer;
-    let how = if already_there { "was already in the library" } else { "is in the library" };
+    let image = &imported.image;
+    let how = if imported.was_there() { "was already in the library" } else { "is in the library" };
     let generations: Vec<String> = image.generations.iter().map(|g| format!("{g:?}")).collect();
     printer.talk(&format!(
         "{} {} {how}: disk of {}, boots as {}, sha256 {}",

@@ -4,7 +4,9 @@ mod bring;
 mod list;
 mod recipe;
 
+use kiln_host::process::find_program;
 use kiln_model::catalog::CatalogEntry;
+use kiln_qemu::qemu_img::QemuImg;
 
 use super::shelves::Shelves;
 use super::{End, Surroundings};
@@ -60,12 +62,17 @@ fn entry<'a>(shelves: &'a Shelves, name: &str) -> Result<&'a CatalogEntry, Failu
     })
 }
 
-/// The version of an image that comes with none: the time it was made, in the form
-/// the Marketplace's Debian images have (`0.20261123.1722`), so that a later one is higher.
+/// The version of an image that comes with none: the time, as pulled images have theirs
+/// (`20261123.1722`, UTC), so that a later one is higher.
 fn version_of_now() -> String {
-    let now = jiff::Timestamp::now();
-    let time = now.strftime("%H%M").to_string();
-    // A part of a version is a number: no zeros before it.
-    let time = time.trim_start_matches('0');
-    format!("0.{}.{}", now.strftime("%Y%m%d"), if time.is_empty() { "0" } else { time })
+    jiff::Timestamp::now().strftime("%Y%m%d.%H%M").to_string()
+}
+
+/// qemu-img, which reads and converts disks on their way in.
+fn qemu_img(around: &Surroundings<'_>) -> Result<QemuImg, Failure> {
+    let path = around.environment.search_path();
+    find_program("qemu-img", &path).map(QemuImg::new).ok_or_else(|| {
+        Failure::host(anyhow::anyhow!("qemu-img is not installed"))
+            .hint("`kiln doctor` shows the command that installs what is missing")
+    })
 }

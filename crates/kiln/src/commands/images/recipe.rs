@@ -37,6 +37,7 @@ pub async fn build(around: &Surroundings<'_>, folders: &Folders, name: &str) -> 
     let shelves = Shelves::open(folders)?;
     let entry = super::entry(&shelves, name)?;
     let recipe = recipe_of(&shelves, entry)?;
+    let qemu_img = super::qemu_img(around)?;
     let control = signals::control().map_err(Failure::host)?;
 
     let place = Place::take(folders, name)?;
@@ -63,8 +64,8 @@ pub async fn build(around: &Surroundings<'_>, folders: &Folders, name: &str) -> 
     };
     let transfers = Transfers::new(around.printer, around.verbose > 0);
     let built = BuiltImage { image: request, provenance };
-    let adopted =
-        shelves.library()?.adopt_built(&built, &|p| bring::show(&transfers, name, p), &control).await;
+    let report = |progress| bring::show(&transfers, name, progress);
+    let adopted = shelves.library()?.adopt_built(&built, &qemu_img, &report, &control).await;
     drop(transfers);
     bring::stored(around, adopted)
 }
