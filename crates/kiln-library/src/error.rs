@@ -11,6 +11,10 @@ use std::time::Duration;
 use kiln_host::wait::Interrupted;
 use kiln_model::Sha256;
 use kiln_model::run::Fault;
+use kiln_qemu::qemu_img::QemuImgError;
+
+use crate::background::Ended;
+use crate::fetch::{Digests, Expected};
 
 /// A shelf cannot be read or changed.
 #[derive(Debug, thiserror::Error)]
@@ -24,6 +28,8 @@ pub enum LibraryError {
     NewerFormat { path: PathBuf, found: u64, known: u32 },
     #[error("{} is damaged", .path.display())]
     Unreadable { path: PathBuf, source: serde_json::Error },
+    #[error("{} cannot be used: {what}", .path.display())]
+    Contradiction { path: PathBuf, what: String },
     #[error("the library has no image {name} {version}; `kiln images list` shows what it has")]
     NoSuchImage { name: String, version: String },
     #[error("image {name} {version} is in use by a run; remove it when the run has ended")]
@@ -53,6 +59,15 @@ impl LibraryError {
         move |source| Self::Disk { act, path, source }
     }
 
+    /// For work that [`crate::background::run`] did.
+    pub(crate) fn ended(act: &'static str, path: impl AsRef<Path>) -> impl FnOnce(Ended) -> Self {
+        let path = path.as_ref().to_owned();
+        move |ended| match ended {
+            Ended::Interrupted(why) => Self::Interrupted(why),
+            Ended::Failed(source) => Self::Disk { act, path, source },
+        }
+    }
+
     pub fn fault(&self) -> Fault {
         Fault::Host
     }
@@ -72,14 +87,16 @@ pub enum ImageError {
     Refused { path: PathBuf, reason: String },
     #[error("{}: the SHA-256 is {actual}, but {expected} was expected; nothing was stored", .path.display())]
     WrongDigest { path: PathBuf, expected: Sha256, actual: Sha256 },
-    #[error("cannot convert {} to qcow2", .path.display())]
-    Convert { path: PathBuf, source: Box<dyn std::error::Error + Send + Sync> },
+    #[error("cannot {act} {}", .path.display())]
+    QemuImg { act: &'static str, path: PathBuf, source: QemuImgError },
     #[error("cannot pull image {name}: {reason}")]
     NotPullable { name: String, reason: String },
     #[error("cannot fetch image {name} from {address}")]
     Fetch { name: String, address: String, source: FetchError },
     #[error("cannot fetch the checksum file of image {name} from {address}")]
     FetchChecksums { name: String, address: String, source: FetchError },
+    #[error("cannot keep image {name} while it is fetched")]
+    Keep { name: String, source: FetchError },
     #[error("the checksum file {address} has no line for {file}")]
     NoChecksum { address: String, file: String },
     #[error(transparent)]
@@ -92,8 +109,10 @@ impl ImageError {
     pub fn fault(&self) -> Fault {
         match self {
             Self::Refused { .. } | Self::WrongDigest { .. } | Self::NotPullable { .. } => Fault::Template,
-            Self::Convert { .. } | Self::NoRoom(_) => Fault::Host,
-            Self::Fetch { source, .. } | Self::FetchChecksums { source, .. } => source.fault(),
+            Self::QemuImg { .. } | Self::NoRoom(_) => Fault::Host,
+            Self::Fetch { source, .. } | Self::FetchChecksums { source, .. } | Self::Keep { source, .. } => {
+                source.fault()
+            }
             Self::NoChecksum { .. } => Fault::Remote,
             Self::Library(error) => error.fault(),
         }
@@ -102,7 +121,10 @@ impl ImageError {
     /// Whether it failed only because it was told to stop.
     pub fn interrupted(&self) -> Option<Interrupted> {
         match self {
-            Self::Fetch { source, .. } | Self::FetchChecksums { source, .. } => source.interrupted(),
+            Self::Fetch { source, .. } | Self::FetchChecksums { source, .. } | Self::Keep { source, .. } => {
+                source.interrupted()
+            }
+            Self::QemuImg { source, .. } => source.interrupted(),
             Self::Library(error) => error.interrupted(),
             _ => None,
         }
@@ -113,9 +135,7 @@ impl ImageError {
 #[derive(Debug, Clone, thiserror::Error)]
 pub enum InputError {
     /// The words of Azure VM Image Builder, for people and scripts that look for them.
-    #[error(
-        "Downloading external file ({address}) to local file ({local}) [attempt {attempt} of {attempts}] failed: Error downloading '{address}'"
-    )]
+    #[error("{}", download_words(.address, .local, *.attempt, *.attempts))]
     Download {
         /// Redacted.
         address: String,
@@ -188,8 +208,8 @@ pub enum FetchError {
     TooManyRedirects { limit: u32, address: String },
     #[error("a redirect to {address} is not followed: {reason}")]
     Redirect { address: String, reason: &'static str },
-    #[error("the digest is {actual}, but {expected} was expected")]
-    WrongDigest { expected: String, actual: String },
+    #[error("the digest is {}, but {} was expected", .expected.of(.found), .expected.hex())]
+    WrongDigest { expected: Expected, found: Digests },
     #[error("{} is a directory; pack it into an archive (tar or zip) and name that", .path.display())]
     IsDirectory { path: PathBuf },
     #[error("{} is not a regular file", .path.display())]
@@ -212,7 +232,7 @@ impl FetchError {
     /// Whether the same request may succeed in a moment.
     pub(crate) fn is_transient(&self) -> bool {
         match self {
-            Self::Status { status, .. } => matches!(status, 408 | 425 | 429 | 500..=599),
+            Self::Status { status, .. } => is_trouble(*status),
             Self::Transport { .. }
             | Self::NoAnswer { .. }
             | Self::Stalled { .. }
@@ -220,6 +240,11 @@ impl FetchError {
             | Self::Protocol { .. } => true,
             _ => false,
         }
+    }
+
+    /// Whether another address would fail in the same way.
+    pub(crate) fn is_ours(&self) -> bool {
+        matches!(self, Self::NoRoom(_) | Self::Disk { .. } | Self::Settings { .. })
     }
 
     pub fn fault(&self) -> Fault {
@@ -255,6 +280,30 @@ impl FetchError {
             _ => None,
         }
     }
+}
+
+/// An error with its causes on one line, for messages that stand alone.
+pub(crate) fn with_causes(error: &dyn std::error::Error) -> String {
+    let mut text = error.to_string();
+    let mut cause = error.source();
+    while let Some(error) = cause {
+        text.push_str(": ");
+        text.push_str(&error.to_string());
+        cause = error.source();
+    }
+    text
+}
+
+/// The contract's words for a file that does not come.
+pub(crate) fn download_words(address: &str, local: &str, attempt: u32, attempts: u32) -> String {
+    format!(
+        "Downloading external file ({address}) to local file ({local}) [attempt {attempt} of {attempts}] failed: Error downloading '{address}'"
+    )
+}
+
+/// Whether a server that answers this may answer otherwise in a moment.
+pub(crate) fn is_trouble(status: u16) -> bool {
+    matches!(status, 408 | 425 | 429 | 500..=599)
 }
 
 /// ` (Not Found)` for 404.
