@@ -61,9 +61,20 @@ fn the_first_failing_customizer_ends_the_build() {
     let log = ended.log();
     assert!(log.contains("first ran") && log.contains("second says why"), "{log}");
     assert!(!log.contains("not reached"), "{log}");
-    assert_eq!(log.matches("(telemetry) Starting provisioner shell").count(), 2, "the third did not start: {log}");
+    assert_eq!(
+        log.matches("(telemetry) Starting provisioner shell").count(),
+        2,
+        "the third did not start: {log}"
+    );
     // On the terminal: the name, the cause, the end of both logs, and where they lie.
-    for part in ["second", "non-zero exit status: 7", "second says why", "tiny: ready", "customization.log", "serial.log"] {
+    for part in [
+        "second",
+        "non-zero exit status: 7",
+        "second says why",
+        "tiny: ready",
+        "customization.log",
+        "serial.log",
+    ] {
         assert!(ended.stderr.contains(part), "stderr lacks {part:?}:\n{}", ended.stderr);
     }
     kiln.assert_nothing_left();
@@ -114,9 +125,11 @@ fn a_killed_command_does_not_end_the_run() {
     running.signal(Signal::KILL);
     let ended = running.wait();
     assert_eq!(ended.exit, None);
-    kiln_tests::program::until("the run ends without its follower", std::time::Duration::from_secs(120), || {
-        kiln.processes().is_empty().then_some(())
-    });
+    kiln_tests::program::until(
+        "the run ends without its follower",
+        std::time::Duration::from_secs(120),
+        || kiln.processes().is_empty().then_some(()),
+    );
     assert_eq!(kiln.artifacts(), ["out.json", "out.vhd"]);
 }
 

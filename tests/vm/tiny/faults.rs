@@ -57,10 +57,11 @@ impl Moment {
                 Template::new("Kiln", "tests", "zeros").vm_size("Standard_A0")
             }
             Moment::Customize => tiny().shell("forever", [endless]),
-            Moment::Deprovision => {
-                tiny().shell("override", [format!("echo '{endless}' > /tmp/DeprovisioningScript.sh").as_str()])
+            Moment::Deprovision => tiny()
+                .shell("override", [format!("echo '{endless}' > /tmp/DeprovisioningScript.sh").as_str()]),
+            Moment::PowerDown => {
+                tiny().shell("deaf", ["echo '#!/bin/sh' | sudo tee /etc/acpi/PWRF/00000080"])
             }
-            Moment::PowerDown => tiny().shell("deaf", ["echo '#!/bin/sh' | sudo tee /etc/acpi/PWRF/00000080"]),
             Moment::Distribute => tiny().disk_gb(1000),
         }
     }
@@ -109,7 +110,10 @@ impl Deed {
             Deed::KillQemu => {
                 let cause = ended.failed().cause();
                 assert!(cause.contains("QEMU") || cause.contains("virtual machine"), "{cause}");
-                assert!(cause.contains("signal") || cause.contains("SIGKILL") || cause.contains("killed"), "{cause}");
+                assert!(
+                    cause.contains("signal") || cause.contains("SIGKILL") || cause.contains("killed"),
+                    "{cause}"
+                );
             }
             Deed::KillWorker => {
                 let cause = ended.failed().cause();
@@ -119,12 +123,18 @@ impl Deed {
                 let ended = ended.failed();
                 let cause = ended.cause();
                 assert!(
-                    cause.contains("Timeout waiting for microservice to complete: 'context deadline exceeded'"),
+                    cause.contains(
+                        "Timeout waiting for microservice to complete: 'context deadline exceeded'"
+                    ),
                     "{cause}"
                 );
                 assert!(cause.contains(moment.words()), "what ran is named: {cause}");
                 assert!(ended.log().contains("context deadline exceeded"), "and it is in the log");
-                assert!(ended.took < Duration::from_secs(90), "a minute, and the time to clean up: {:?}", ended.took);
+                assert!(
+                    ended.took < Duration::from_secs(90),
+                    "a minute, and the time to clean up: {:?}",
+                    ended.took
+                );
             }
         }
     }
@@ -191,7 +201,9 @@ fn a_second_interrupt_kills() {
     running.interrupt();
     // The first was taken when the request lies there.
     let request = running.run_dir().join("requests/cancel");
-    kiln_tests::program::until("the request to cancel", Duration::from_secs(10), || request.exists().then_some(()));
+    kiln_tests::program::until("the request to cancel", Duration::from_secs(10), || {
+        request.exists().then_some(())
+    });
     running.interrupt();
     let _ = running.wait().canceled();
     kiln.assert_nothing_left();

@@ -23,18 +23,22 @@ fn a_build_without_any_network() {
         skip!("unshare -rn is not allowed here");
     }
     // `ip link set lo up`: SSH to the guest goes over the loopback. There is no other interface.
-    let kiln = Kiln::new().wrapped(&["unshare", "-rn", "sh", "-c", "ip link set lo up && exec \"$0\" \"$@\""]);
+    let kiln =
+        Kiln::new().wrapped(&["unshare", "-rn", "sh", "-c", "ip link set lo up && exec \"$0\" \"$@\""]);
     let file = kiln.path().join("input");
     std::fs::write(&file, "echo no network needed\nip route > /srv/route\n").unwrap();
     let script = format!("file://{}", file.display());
-    let ended = kiln.build(&tiny().customizer(json!({ "type": "Shell", "name": "s", "scriptUri": script }))).succeeded();
+    let ended = kiln
+        .build(&tiny().customizer(json!({ "type": "Shell", "name": "s", "scriptUri": script })))
+        .succeeded();
     assert!(ended.log().contains("no network needed"), "{}", ended.log());
 }
 
 /// A small file system for one folder, without being root: in a namespace of its own.
 fn small_disk(folder: &Path, megabytes: u32) -> [String; 5] {
     std::fs::create_dir_all(folder).unwrap();
-    let mount = format!("mount -t tmpfs -o size={megabytes}m tmpfs '{}' && exec \"$0\" \"$@\"", folder.display());
+    let mount =
+        format!("mount -t tmpfs -o size={megabytes}m tmpfs '{}' && exec \"$0\" \"$@\"", folder.display());
     ["unshare".into(), "-rm".into(), "sh".into(), "-c".into(), mount]
 }
 
@@ -88,9 +92,11 @@ fn a_secret_in_an_address_goes_nowhere() {
     let server = Server::start([("/script.sh", Answer::Bytes(b"echo ran\nsleep 2\n".to_vec()))]);
     let kiln = Kiln::new();
     let address = format!("{}?sv=2020&sig={CANARY}", server.url("/script.sh"));
-    let template = tiny()
-        .customizer(json!({ "type": "Shell", "name": "s", "scriptUri": address }))
-        .file("missing folder", &format!("{}?sig={CANARY}", server.url("/script.sh")), "/no/such/place");
+    let template = tiny().customizer(json!({ "type": "Shell", "name": "s", "scriptUri": address })).file(
+        "missing folder",
+        &format!("{}?sig={CANARY}", server.url("/script.sh")),
+        "/no/such/place",
+    );
     let running = kiln.start(&template);
     running.until_step("customize/1");
     for process in kiln.processes() {

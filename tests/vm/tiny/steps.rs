@@ -44,7 +44,11 @@ fn a_reset_without_a_shutdown_fails_the_step() {
     let ended =
         kiln.build(&tiny().shell("reset", ["echo b | sudo tee /proc/sysrq-trigger", "sleep 600"])).failed();
     assert_eq!(ended.failed_step(), "Shell \"reset\"");
-    assert!(ended.cause().contains("reset") && ended.cause().contains("without an orderly shutdown"), "{}", ended.cause());
+    assert!(
+        ended.cause().contains("reset") && ended.cause().contains("without an orderly shutdown"),
+        "{}",
+        ended.cause()
+    );
     kiln.assert_nothing_left();
 }
 
@@ -63,7 +67,11 @@ fn a_panic_is_named() {
 fn a_guest_that_powers_off_fails_the_build() {
     let kiln = Kiln::new();
     let ended = kiln.build(&tiny().shell("off", ["sudo poweroff", "sleep 600"])).failed();
-    assert!(ended.cause().contains("shut down") || ended.cause().contains("powered off"), "{}", ended.cause());
+    assert!(
+        ended.cause().contains("shut down") || ended.cause().contains("powered off"),
+        "{}",
+        ended.cause()
+    );
     kiln.assert_nothing_left();
 }
 
@@ -88,7 +96,8 @@ fn a_lost_link_is_not_a_lost_step() {
 fn the_templates_deprovisioning_script_is_used() {
     let kiln = Kiln::new();
     let script = "echo deprovisioned as $(id -un) | tee /srv/deprovisioned";
-    let template = tiny().shell("override", [format!("echo '{script}' > /tmp/DeprovisioningScript.sh").as_str()]);
+    let template =
+        tiny().shell("override", [format!("echo '{script}' > /tmp/DeprovisioningScript.sh").as_str()]);
     let ended = kiln.build(&template).succeeded();
     let disk = Disk::open(&ended.vhd());
     assert_eq!(disk.text("/srv/deprovisioned"), "deprovisioned as root\n");
@@ -100,7 +109,8 @@ fn the_templates_deprovisioning_script_is_used() {
 #[test]
 fn a_failing_deprovisioning_script_fails_the_build() {
     let kiln = Kiln::new();
-    let ended = kiln.build(&tiny().shell("override", ["echo 'exit 9' > /tmp/DeprovisioningScript.sh"])).failed();
+    let ended =
+        kiln.build(&tiny().shell("override", ["echo 'exit 9' > /tmp/DeprovisioningScript.sh"])).failed();
     assert!(ended.cause().contains("deprovision") && ended.cause().contains('9'), "{}", ended.cause());
     kiln.assert_nothing_left();
 }
@@ -110,7 +120,11 @@ fn a_failing_deprovisioning_script_fails_the_build() {
 fn a_guest_without_waagent_is_warned_about() {
     let kiln = Kiln::new();
     let ended = kiln.build(&tiny()).succeeded();
-    assert!(ended.notices("warning").iter().any(|text| text.contains("no waagent")), "{:?}", ended.notices("warning"));
+    assert!(
+        ended.notices("warning").iter().any(|text| text.contains("no waagent")),
+        "{:?}",
+        ended.notices("warning")
+    );
     assert!(ended.log().contains("WARNING: the guest has no waagent"), "{}", ended.log());
 }
 
@@ -126,7 +140,10 @@ fn files_go_where_the_contract_says() {
         .file("folder", &url(&small), "/tmp/")
         .file("blanks", &url(&other), "/tmp/it's here")
         .file("outside /tmp", &url(&small), "/srv/root.txt")
-        .shell("keep", ["sudo mkdir /srv/kept", "sudo mv /tmp/renamed.txt /tmp/small.txt \"/tmp/it's here\" /srv/kept"]);
+        .shell(
+            "keep",
+            ["sudo mkdir /srv/kept", "sudo mv /tmp/renamed.txt /tmp/small.txt \"/tmp/it's here\" /srv/kept"],
+        );
     let ended = kiln.build(&template).succeeded();
     let disk = Disk::open(&ended.vhd());
     assert_eq!(disk.text("/srv/kept/renamed.txt"), "small\n");
@@ -166,7 +183,11 @@ fn powershell_without_pwsh_says_what_to_do() {
     let template =
         tiny().customizer(json!({ "type": "PowerShell", "name": "ps", "inline": ["Write-Output hello"] }));
     let ended = kiln.build(&template).failed();
-    assert!(ended.cause().contains("no PowerShell") && ended.cause().contains("Shell customizer"), "{}", ended.cause());
+    assert!(
+        ended.cause().contains("no PowerShell") && ended.cause().contains("Shell customizer"),
+        "{}",
+        ended.cause()
+    );
 }
 
 /// A daemon that a script leaves behind does not hold the step up.

@@ -1,0 +1,63 @@
+//! One case each of the tiny guest's fault matrix, on a grown-up system.
+
+use std::time::Duration;
+
+use kiln_tests::kiln::Kiln;
+use kiln_tests::template::debian;
+
+const ENDLESS: [&str; 2] = ["echo under way", "while :; do sleep 1; done"];
+
+#[test]
+fn canceled_in_a_customizer() {
+    let kiln = Kiln::new();
+    let running = kiln.start(&debian().shell("forever", ENDLESS));
+    running.until_step("customize/1");
+    running.interrupt();
+    let ended = running.wait().canceled();
+    assert_eq!(ended.steps_done().last().map(String::as_str), Some("settle"), "{:?}", ended.steps_done());
+    kiln.assert_nothing_left();
+}
+
+#[test]
+fn qemu_killed_in_a_customizer() {
+    let kiln = Kiln::new();
+    let running = kiln.start(&debian().shell("forever", ENDLESS));
+    running.until_step("customize/1");
+    running.qemu().kill();
+    let ended = running.wait().failed();
+    assert!(ended.cause().contains("QEMU") || ended.cause().contains("virtual machine"), "{}", ended.cause());
+    assert!(ended.stderr.contains("debian"), "the console's last lines: {}", ended.stderr);
+    kiln.assert_nothing_left();
+}
+
+/// A minute is about what the boot takes: whatever runs when it is over is named.
+#[test]
+fn time_out() {
+    let kiln = Kiln::new();
+    let ended = kiln.build(&debian().timeout_minutes(1).shell("forever", ENDLESS)).failed();
+    assert!(
+        ended.cause().contains("Timeout waiting for microservice to complete: 'context deadline exceeded'"),
+        "{}",
+        ended.cause()
+    );
+    assert!(ended.took < Duration::from_secs(100), "{:?}", ended.took);
+    kiln.assert_nothing_left();
+}
+
+#[test]
+fn a_failing_step_leaves_the_next_unrun() {
+    let kiln = Kiln::new();
+    let template = debian()
+        .shell("first", ["echo first ran"])
+        .shell("second", ["sudo apt-get install -y no-such-package"])
+        .shell("third", ["echo third ran"]);
+    let ended = kiln.build(&template).failed();
+    assert_eq!(ended.failed_step(), "Shell \"second\"");
+    assert!(ended.cause().contains("non-zero exit status: 100"), "{}", ended.cause());
+    let log = ended.log();
+    assert!(
+        log.contains("first ran") && log.contains("no-such-package") && !log.contains("third ran"),
+        "{log}"
+    );
+    kiln.assert_nothing_left();
+}
