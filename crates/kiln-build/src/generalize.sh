@@ -29,7 +29,10 @@ for dir in /var/lib/cloud "$home"; do
 done
 wipe /etc/ssh/ssh_host_*_key /etc/ssh/ssh_host_*_key.pub /etc/ssh/ssh_host_*-cert.pub
 wipe /var/log/cloud-init.log /var/log/cloud-init-output.log
-try rm -rf /var/lib/cloud
+try rm -rf /var/lib/cloud /var/tmp/cloud-init
+# cloud-init made it for keys that were not given.
+[ -s /root/.ssh/authorized_keys ] || rm -f /root/.ssh/authorized_keys
+rmdir /root/.ssh 2> /dev/null
 rm -f /etc/sudoers.d/90-cloud-init-users /var/lib/cloud-init-*
 
 # The account: with its group, home, mail, crontab and sub-ids.
@@ -66,7 +69,7 @@ rm -f /var/lib/dhcp/*.leases /var/lib/dhclient/*.lease* /var/lib/NetworkManager/
 if [ -e /etc/machine-id ]; then : > /etc/machine-id; fi
 [ -f /var/lib/dbus/machine-id ] && [ ! -L /var/lib/dbus/machine-id ] && rm -f /var/lib/dbus/machine-id
 rm -f /var/lib/systemd/random-seed /var/lib/systemd/credential.secret
-rm -f /root/.bash_history /root/.ssh/authorized_keys.kiln
+rm -f /root/.bash_history
 
 # The journal keeps the keys' fingerprints and the build's logins: from here on it
 # stays in memory.
