@@ -21,9 +21,10 @@ use kiln_model::event::{RunEvent, RunEventKind, Unit};
 use super::log_lines::LogLines;
 use super::plain;
 use crate::ui::guest_text::neutralize;
-use crate::ui::{Paint, text};
+use crate::ui::{Printer, text};
 
-/// A step that has said nothing for this long is called silent.
+/// A customizer that has said nothing for this long is called silent. Kiln's own steps
+/// have nothing to say until they end.
 const SILENT_AFTER: Duration = Duration::from_secs(5);
 /// Clocks show seconds; four times as often makes the spinner turn.
 const TICK: Duration = Duration::from_millis(250);
@@ -34,8 +35,8 @@ const BAR: &str = "{spinner} {msg}  {bar:24} {state}";
 const NO_BAR: &str = "{spinner} {msg}  {state}";
 
 #[derive(Debug)]
-pub struct Live {
-    paint: Paint,
+pub struct Live<'a> {
+    printer: &'a Printer,
     screen: MultiProgress,
     steps: HashMap<String, Running>,
     log: LogLines,
@@ -52,10 +53,10 @@ struct Running {
 /// How far a step is: done, total (0 where not known) and in what.
 type Far = Arc<Mutex<Option<(u64, u64, Unit)>>>;
 
-impl Live {
-    pub fn new(paint: Paint) -> Self {
+impl<'a> Live<'a> {
+    pub fn new(printer: &'a Printer) -> Self {
         Self {
-            paint,
+            printer,
             screen: MultiProgress::with_draw_target(ProgressDrawTarget::stderr_with_hz(DRAWS)),
             steps: HashMap::new(),
             log: LogLines::default(),
@@ -84,7 +85,7 @@ impl Live {
             | RunEventKind::OutputPublished { .. }
             | RunEventKind::RunEnded { .. } => {}
         }
-        self.print(plain::settled(&event.event, self.paint));
+        self.print(plain::settled(&event.event, self.printer.err));
     }
 
     pub fn log(&mut self, bytes: &[u8]) {
@@ -94,7 +95,7 @@ impl Live {
     }
 
     fn dimmed(&self, line: &str) -> String {
-        self.paint.faint(format!("    {line}"))
+        self.printer.err.faint(format!("    {line}"))
     }
 
     pub fn talk(&self, line: &str) {
@@ -118,31 +119,37 @@ impl Live {
 
     fn print(&self, lines: Vec<String>) {
         if !lines.is_empty() {
-            // All at once: each call redraws the steps below.
-            let _ = self.screen.println(lines.join("\n"));
+            // All at once: the steps below are drawn anew after it. Written by us, a line
+            // stays as long as it is (indicatif fills it up to the window's width, which
+            // looks broken in a window that becomes narrower).
+            self.screen.suspend(|| self.printer.talk(&lines.join("\n")));
         }
     }
 
     fn start(&mut self, id: &str, title: &str) {
         let far = Arc::new(Mutex::new(None));
         let bar = self.screen.add(ProgressBar::no_length());
-        bar.set_style(self.style(NO_BAR, &far));
+        let heard = id.starts_with("customize/").then(|| Arc::clone(&self.heard));
+        bar.set_style(style(NO_BAR, heard, &far));
         bar.set_message(neutralize(title));
         bar.enable_steady_tick(TICK);
         self.steps.insert(id.to_owned(), Running { bar, far });
     }
+}
 
-    fn style(&self, template: &str, far: &Far) -> ProgressStyle {
-        let (heard, far) = (Arc::clone(&self.heard), Arc::clone(far));
-        ProgressStyle::with_template(template).unwrap_or_else(|_| ProgressStyle::default_spinner()).with_key(
-            "state",
-            move |state: &ProgressState, out: &mut dyn std::fmt::Write| {
-                let silence = heard.lock().unwrap_or_else(PoisonError::into_inner).elapsed();
-                let far = *far.lock().unwrap_or_else(PoisonError::into_inner);
-                let _ = out.write_str(&state_text(state.elapsed(), silence, far));
-            },
-        )
-    }
+/// `heard` is when anything was last heard of a step that may talk.
+fn style(template: &str, heard: Option<Arc<Mutex<Instant>>>, far: &Far) -> ProgressStyle {
+    let far = Arc::clone(far);
+    ProgressStyle::with_template(template).unwrap_or_else(|_| ProgressStyle::default_spinner()).with_key(
+        "state",
+        move |state: &ProgressState, out: &mut dyn std::fmt::Write| {
+            let silence = heard.as_ref().map_or(Duration::ZERO, |heard| {
+                heard.lock().unwrap_or_else(PoisonError::into_inner).elapsed()
+            });
+            let far = *far.lock().unwrap_or_else(PoisonError::into_inner);
+            let _ = out.write_str(&state_text(state.elapsed(), silence, far));
+        },
+    )
 }
 
 impl Running {
@@ -173,9 +180,12 @@ fn state_text(elapsed: Duration, silence: Duration, far: Option<(u64, u64, Unit)
     let mut parts = vec![whole_seconds(elapsed)];
     parts.extend(far.map(|(done, total, unit)| plain::how_far(done, total, unit)));
     // A step that has just begun has not been silent, whatever was before it.
-    let silence = silence.min(elapsed);
-    if silence >= SILENT_AFTER {
-        parts.push(format!("silent for {}", whole_seconds(silence)));
+    if silence.min(elapsed) >= SILENT_AFTER {
+        parts.push(if silence >= elapsed {
+            "silent since it began".to_owned()
+        } else {
+            format!("silent for {}", whole_seconds(silence))
+        });
     }
     parts.join(" · ")
 }
@@ -194,8 +204,10 @@ mod tests {
     #[test]
     fn a_running_step_tells_time_distance_and_silence() {
         let seconds = Duration::from_secs;
+        assert_eq!(state_text(seconds(12), Duration::ZERO, None), "12s");
         assert_eq!(state_text(seconds(12), seconds(1), None), "12s");
         assert_eq!(state_text(seconds(62), seconds(8), None), "1m 02s · silent for 8s");
+        assert_eq!(state_text(seconds(12), seconds(30), None), "12s · silent since it began");
         assert_eq!(
             state_text(seconds(3), seconds(900), Some((3 << 20, 10 << 20, Unit::Bytes))),
             "3s · 3 MiB of 10 MiB"

@@ -30,12 +30,12 @@ pub use outcome::Outcome;
 pub struct Show<'a> {
     printer: &'a Printer,
     pub outcome: Outcome,
-    shown: Shown,
+    shown: Shown<'a>,
 }
 
 #[derive(Debug)]
-enum Shown {
-    Live(live::Live),
+enum Shown<'a> {
+    Live(live::Live<'a>),
     Plain(plain::Plain),
     Json,
 }
@@ -46,7 +46,7 @@ impl<'a> Show<'a> {
         let shown = if json {
             Shown::Json
         } else if printer.is_live() && !verbose {
-            Shown::Live(live::Live::new(printer.err))
+            Shown::Live(live::Live::new(printer))
         } else {
             Shown::Plain(plain::Plain::new(printer.err))
         };

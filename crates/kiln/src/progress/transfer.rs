@@ -89,8 +89,7 @@ impl<'a> Transfers<'a> {
     pub fn talk(&self, line: &str) {
         let line = neutralize(line);
         match &self.screen {
-            // A terminal that is gone is no reason to fail.
-            Some(screen) => drop(screen.println(line)),
+            Some(screen) => screen.suspend(|| self.printer.talk(&line)),
             None => self.printer.talk(&line),
         }
     }
