@@ -24,34 +24,50 @@ rest() {
   exit 0
 }
 
-if [ -f "$d/exit" ]; then
-  read -r code so se < "$d/exit"
-  say ended "$(going_down)"
-  rest
-fi
-if [ ! -d "$d" ]; then say gone; exit 0; fi
-if [ "$boot" != "$(cat "$d/boot")" ]; then
-  sizes
-  if [ -e "$d/stopped" ]; then say rebooted orderly; else say rebooted abrupt; fi
-  rest
-fi
-if [ -e "$d/stopped" ]; then say stopping; exit 0; fi
-if [ ! -d "$d/started" ]; then say unstarted; exit 0; fi
-if [ "$final" = final ]; then
-  sizes
-  if [ "$(going_down)" = now ]; then say stopping; exit 0; fi
-  say lost
-  rest
-fi
+runner_lives() {
+  # Nothing but the runner has this path in its command line.
+  printf '%s\n' "$d/run" | grep -qaFf - /proc/[0-9]*/cmdline
+}
 
-# The runner opens the pipe and then writes its session's id; sudo may need a moment before. There is no event to
-# wait for before the pipe has a writer.
 tries=0
-while [ ! -e "$d/sid" ] && [ ! -e "$d/exit" ] && [ "$tries" -lt 100 ]; do
+while :; do
+  began_in=$(cat "$d/boot")
+  if [ -f "$d/exit" ]; then
+    read -r code so se < "$d/exit"
+    say ended "$(going_down)"
+    rest
+  fi
+  if [ -z "$began_in" ]; then
+    # The step swept our folder away: its runner, if it is still there, brings it back when the step ends.
+    if runner_lives; then sleep 0.2 || sleep 1; continue; fi
+    [ -f "$d/boot" ] && continue
+    say gone
+    exit 0
+  fi
+  if [ "$boot" != "$began_in" ]; then
+    sizes
+    if [ -e "$d/stopped" ]; then say rebooted orderly; else say rebooted abrupt; fi
+    rest
+  fi
+  if [ -e "$d/stopped" ]; then say stopping; exit 0; fi
+  if [ "$final" = final ]; then
+    sizes
+    if [ "$(going_down)" = now ]; then say stopping; exit 0; fi
+    say lost
+    rest
+  fi
+  [ -e "$d/sid" ] && [ -p "$d/alive" ] && break
+  # The runner opens the pipe and then writes its session's id; sudo may need a moment before. There is no event to
+  # wait for before the pipe has a writer.
   tries=$((tries + 1))
-  sleep 0.1 2>/dev/null || sleep 1
+  if [ "$tries" -gt 100 ]; then
+    state=lost
+    [ -d "$d/started" ] || state=unstarted
+    say $state "$(head -c 300 "$d/log" | tr '\n' ' ')"
+    exit 0
+  fi
+  sleep 0.1 || sleep 1
 done
-if [ ! -e "$d/sid" ]; then say lost "$(head -c 300 "$d/log" | tr '\n' ' ')"; exit 0; fi
 
 say running
 # Opening a pipe that has no writer would block for ever; with ourselves as a writer for a moment it does not.

@@ -80,7 +80,7 @@ impl DetachedStep {
 }
 
 impl Following<'_> {
-    pub(super) async fn launch(&mut self, control: &Control) -> Result<Place, GuestError> {
+    pub(super) async fn launch(&self, control: &Control) -> Result<Place, GuestError> {
         let act = format!("starting step {}", self.step.id);
         let nonce = self.nonce.as_str();
         let run = without_comments(&[GOING_DOWN, include_str!("runner.sh")].concat());
@@ -89,15 +89,14 @@ impl Following<'_> {
         stdin.extend_from_slice(format!("end-of-call-{nonce}\n{run}end-of-run-{nonce}\n").as_bytes());
         stdin.extend_from_slice(&self.step.script);
 
-        let mut args = vec![nonce, if self.step.privileged { "root" } else { "user" }, self.step.extension];
+        let size = self.step.script.len().to_string();
+        let who = if self.step.privileged { "root" } else { "user" };
+        let mut args = vec![nonce, who, self.step.extension, &size];
         args.extend(SCRIPT_DIRS);
         let script = [LETS_RUN, include_str!("launch.sh")].concat();
         let output = self.guest.ask(&act, &script_command(&script, &args), &stdin, control).await?;
         match read_answer(&String::from_utf8_lossy(&output.stdout), nonce) {
-            Ok(Some(place)) => {
-                self.place = Some(place.clone());
-                Ok(place)
-            }
+            Ok(Some(place)) => Ok(place),
             Ok(None) => Err(GuestError::inside(act, output.excerpt())),
             Err(Refused::NoSudo(detail)) => {
                 Err(GuestError::NoSudo { act, user: self.guest.login().user.clone(), detail })

@@ -1,14 +1,15 @@
 # Starts a detached step, once.
 #
-#   $1 nonce of the step   $2 "root" or "user"   $3 extension of the script   $4… directories for the script, best first
+#   $1 nonce of the step   $2 "root" or "user"   $3 extension and   $4 bytes of the script
+#   $5… directories for the script, best first
 #
 # Standard input: the lines of the file "call", a line "end-of-call-NONCE", the lines of the file "run", a line
 # "end-of-run-NONCE", then the bytes of the script. Answers in lines "kiln-launch-NONCE WORD DETAIL" on standard
-# output. May be run again with the same nonce when the answer got lost: a step that was started is not started again.
+# output. May be run again with the same nonce when the answer got lost: the step is begun once.
 #
 # The step's folder lies where it survives a restart; the script lies where it may be executed.
-nonce=$1 as=$2 extension=$3
-shift 3
+nonce=$1 as=$2 extension=$3 size=$4
+shift 4
 answer() { printf 'kiln-launch-%s %s %s\n' "$nonce" "$1" "$2"; }
 fail() { answer failed "$1"; exit 0; }
 boot=$(cat /proc/sys/kernel/random/boot_id)
@@ -19,15 +20,23 @@ is_volatile() {
   return 1
 }
 
-# Was it started before?
+# The step is begun by whoever makes the directory "started", which the runner does first of all: a second runner of
+# the same step does nothing. The answer comes from a process of its own, because a broken link would kill it.
+begin() {
+  ( answer script "$(cat "$1/script")"; answer folder "$1"; answer started "$(cat "$1/boot")" )
+  # This shell is the leader of its session (the SSH server made it so), so setsid forks and returns at once. To
+  # start the step by "&" would leave SIGINT ignored in everything it runs.
+  exec </dev/null >>"$1/log" 2>&1
+  if [ "$as" = root ] && [ "$(id -u)" != 0 ]; then
+    exec setsid sudo -n /bin/sh "$1/run" "$1"
+  fi
+  exec setsid /bin/sh "$1/run" "$1"
+}
+
+# Was it put here before? A folder with this name is whole.
 for base in "$HOME" /var/tmp /tmp; do
   folder=$base/.kiln-step-$nonce
-  if [ -d "$folder/started" ]; then
-    answer script "$(cat "$folder/script")"
-    answer folder "$folder"
-    answer started "$boot"
-    exit 0
-  fi
+  if [ -d "$folder" ]; then begin "$folder"; fi
 done
 
 for program in setsid mkfifo tail head wc; do
@@ -44,7 +53,8 @@ for dir in "$@"; do
   if lets_run "$dir"; then script_dir=$dir; break; fi
 done
 [ -n "$script_dir" ] || { answer nowhere "$*"; exit 0; }
-script=$script_dir/script_$nonce.$extension
+# An earlier try, whose link broke, may still be at work: what is half-made has a name of its own.
+script=$script_dir/script_${nonce}_$$.$extension
 
 folder=
 for base in "$HOME" /var/tmp /tmp; do
@@ -53,10 +63,9 @@ for base in "$HOME" /var/tmp /tmp; do
 done
 [ -n "$folder" ] || fail 'neither the home directory nor /var/tmp nor /tmp can be written to'
 
-# What an earlier try left half-made.
-rm -rf "$folder" "$script"
-said=$(mkdir -m 700 "$folder" 2>&1) || fail "$said"
-give_up() { rm -rf "$folder" "$script"; fail "$1"; }
+new=${folder}_$$
+said=$(mkdir -m 700 "$new" 2>&1) || fail "$said"
+give_up() { rm -rf "$new" "$script"; fail "$1"; }
 
 take_lines() {
   while IFS= read -r line; do
@@ -65,25 +74,16 @@ take_lines() {
   done
   return 1
 }
-said=$(take_lines "end-of-call-$nonce" 2>&1 >"$folder/call") || give_up "the call did not arrive whole $said"
-said=$(take_lines "end-of-run-$nonce" 2>&1 >"$folder/run") || give_up "the runner did not arrive whole $said"
+said=$(take_lines "end-of-call-$nonce" 2>&1 >"$new/call") || give_up "the call did not arrive whole $said"
+said=$(take_lines "end-of-run-$nonce" 2>&1 >"$new/run") || give_up "the runner did not arrive whole $said"
 said=$(cat 2>&1 >"$script") || give_up "$said"
+[ "$(($(wc -c < "$script")))" = "$size" ] || give_up 'the script did not arrive whole'
 said=$({ chmod 755 "$script" &&
-  printf '%s\n' "$boot" > "$folder/boot" &&
-  printf '%s\n' "$script" > "$folder/script" &&
-  printf '%-60s\n' unused > "$folder/exit.room" &&
-  printf '%-60s\n' unused > "$folder/sid.room" &&
-  : > "$folder/out" && : > "$folder/err" && mkfifo -m 600 "$folder/alive"; } 2>&1) || give_up "$said"
-
-answer script "$script"
-answer folder "$folder"
-mkdir "$folder/started" || give_up 'the folder of the step cannot be written to'
-answer started "$boot"
-
-# This shell is the leader of its session (the SSH server made it so), so setsid forks and returns at once. Starting
-# the step by "&" would leave SIGINT ignored in everything it runs.
-exec </dev/null >>"$folder/log" 2>&1
-if [ "$as" = root ] && [ "$(id -u)" != 0 ]; then
-  exec setsid sudo -n /bin/sh "$folder/run" "$folder"
-fi
-exec setsid /bin/sh "$folder/run" "$folder"
+  printf '%s\n' "$boot" > "$new/boot" &&
+  printf '%s\n' "$script" > "$new/script" &&
+  printf '%-60s\n' unused > "$new/exit.room" &&
+  printf '%-60s\n' unused > "$new/sid.room" &&
+  : > "$new/out" && : > "$new/err" && mkfifo -m 600 "$new/alive" ; } 2>&1) || give_up "$said"
+# -T would tell a folder that is there from a target to move into, but is GNU's: look again instead.
+if [ -d "$folder" ] || ! mv "$new" "$folder"; then rm -rf "$new" "$script"; fi
+begin "$folder"

@@ -51,6 +51,8 @@ const CLEAN_UP_LIMIT: Duration = Duration::from_secs(5);
 const REMOVE_LIMIT: Duration = Duration::from_secs(60);
 /// A guest that was asked to go down closes the link; when it takes longer, it is asked again how it stands.
 const GOING_DOWN_PAUSE: Duration = Duration::from_secs(5);
+/// How often a step is started whose runner does not begin it.
+const LAUNCH_LIMIT: u32 = 3;
 /// How often the guest may give an answer that gets us no further, in a row.
 const FRUITLESS_LIMIT: u32 = 20;
 
@@ -191,43 +193,37 @@ impl Guest {
         control: &Control,
     ) -> Result<StepEnd, GuestError> {
         step.check()?;
-        let mut following = Following {
-            guest: self,
-            step: &step,
-            nonce: nonce(),
-            place: None,
-            stdout: 0,
-            stderr: 0,
-            lost: None,
-        };
+        let mut following =
+            Following { guest: self, step: &step, nonce: nonce(), stdout: 0, stderr: 0, lost: None };
         let end = following.follow(&mut on_output, control).await;
         let clean_up = match &end {
             Ok(_) => control.within(REMOVE_LIMIT),
             Err(_) => Control::ending_in(CLEAN_UP_LIMIT),
         };
-        if let Some(place) = &following.place {
-            if end.is_err() {
-                self.kill(place, &clean_up).await;
-            }
-            self.remove(place, &mut on_output, &clean_up).await;
+        let nonce = following.nonce;
+        if end.is_err() {
+            self.kill(&nonce, &clean_up).await;
         }
+        self.remove(&nonce, &mut on_output, &clean_up).await;
         end
     }
 
-    async fn kill(&self, place: &Place, control: &Control) {
-        let command = script_command(include_str!("kill.sh"), &[&place.folder]);
+    async fn kill(&self, nonce: &str, control: &Control) {
+        let command = script_command(include_str!("kill.sh"), &[nonce]);
         if let Err(error) = self.ask("killing a step", &command, b"", control).await {
             tracing::warn!(%error, "a step could not be killed in the guest");
         }
     }
 
-    async fn remove(&self, place: &Place, on_output: &mut impl FnMut(OutputChunk<'_>), control: &Control) {
-        let command = script_command(include_str!("remove.sh"), &[&place.folder, &place.script]);
+    async fn remove(&self, nonce: &str, on_output: &mut impl FnMut(OutputChunk<'_>), control: &Control) {
+        let mut args = vec![nonce];
+        args.extend(SCRIPT_DIRS);
+        let command = script_command(include_str!("remove.sh"), &args);
         let paths = match self.ask("removing a step's files", &command, b"", control).await {
             Ok(output) => output.text().lines().map(str::to_owned).collect(),
             Err(error) => {
                 tracing::warn!(%error, "the files of a step could not be removed from the guest");
-                vec![place.folder.clone(), place.script.clone()]
+                vec![format!("*{nonce}*")]
             }
         };
         if !paths.is_empty() {
@@ -241,7 +237,6 @@ struct Following<'a> {
     guest: &'a Guest,
     step: &'a DetachedStep,
     nonce: String,
-    place: Option<Place>,
     /// Bytes of each output that the caller has.
     stdout: u64,
     stderr: u64,
@@ -261,6 +256,7 @@ impl Following<'_> {
         let mut runner_gone = false;
         let mut going_down_since = None;
         let mut fruitless = 0;
+        let mut launches = 1;
         loop {
             let session =
                 self.guest.session(control).await.map_err(|error| self.gone(error, going_down_since))?;
@@ -292,12 +288,16 @@ impl Following<'_> {
             if let Some(since) = self.lost.take() {
                 on_output(OutputChunk::Notice(&StepNotice::LinkBack { after: since.elapsed() }));
             }
-            let whole = header.sizes.is_none_or(|sizes| sizes == (self.stdout, self.stderr));
+            // More than that is what a daemon of the step printed after its end.
+            let whole =
+                header.sizes.is_none_or(|(stdout, stderr)| self.stdout >= stdout && self.stderr >= stderr);
             match header.state {
                 State::Running => {
                     runner_gone = attend::saw_the_end(&end);
                     if !runner_gone {
                         if session.is_closed() || matches!(end, Err(Broken::Lost | Broken::BeforeStart)) {
+                            // It ran, and a new link is got no faster than its limits allow: patience has no end here.
+                            fruitless = 0;
                             self.lost = Some(Instant::now());
                             on_output(OutputChunk::Notice(&StepNotice::LinkLost));
                         }
@@ -339,8 +339,11 @@ impl Following<'_> {
                     fruitless = 0;
                 }
                 State::Unstarted => {
+                    launches += 1;
+                    if launches > LAUNCH_LIMIT {
+                        return Err(self.step_lost(&header.detail));
+                    }
                     place = self.launch(control).await?;
-                    runner_gone = false;
                 }
                 State::Gone => return Err(self.step_lost("its folder is gone")),
                 State::Lost => return Err(self.step_lost(&header.detail)),

@@ -4,6 +4,9 @@
 #   alive   a pipe that this process holds open while it lives   sid        written when it is, the session's id
 #   exit    code, bytes of out, bytes of err                     stopped    the system went down before the step ended
 d=$1
+# Whoever makes this directory begins the step; nobody else does.
+mkdir "$d/started" || exit 0
+boot=$(cat /proc/sys/kernel/random/boot_id)
 exec 6>>"$d/out" 7>>"$d/err" 9<>"$d/alive"
 
 # Into room that was taken beforehand, then renamed: a full disk does not lose the end of a step.
@@ -40,7 +43,7 @@ read -r stat < /proc/$$/stat
 set -- ${stat##*) }
 keep sid "$4"
 
-asked=
+asked= swept=
 trap asked=1 TERM HUP
 ( . "$d/call" ) </dev/null >&6 2>&7 6>&- 7>&- 9>&-
 code=$?
@@ -54,8 +57,12 @@ case $code in
     1|1now|now) : > "$d/stopped"; sync; exit 0 ;;
   esac ;;
 esac
-# A step may have emptied the directory that our folder lay in; what it printed is still open here.
-if [ ! -d "$d" ]; then
-  mkdir -p -m 700 "$d" && cat /proc/$$/fd/6 > "$d/out" && cat /proc/$$/fd/7 > "$d/err"
+if [ ! -e "$d/boot" ] || [ ! -e "$d/out" ] || [ ! -e "$d/err" ]; then
+  # The step swept the directory that our folder lay in. What it printed is still open here; the folder comes back
+  # whole or not at all.
+  swept=$d
+  d=$d.new
+  mkdir -p -m 700 "$d" && cat /proc/$$/fd/6 > "$d/out" && cat /proc/$$/fd/7 > "$d/err" && echo "$boot" > "$d/boot"
 fi
 keep exit "$code $(wc -c < "$d/out") $(wc -c < "$d/err")"
+if [ -n "$swept" ]; then rm -rf "$swept"; mv "$d" "$swept"; fi
