@@ -14,7 +14,6 @@ use kiln_model::run::Fault;
 use kiln_qemu::qemu_img::QemuImgError;
 
 use crate::background::Ended;
-use crate::fetch::{Digests, Expected};
 
 /// A shelf cannot be read or changed.
 #[derive(Debug, thiserror::Error)]
@@ -92,11 +91,11 @@ pub enum ImageError {
     #[error("cannot pull image {name}: {reason}")]
     NotPullable { name: String, reason: String },
     #[error("cannot fetch image {name} from {address}")]
-    Fetch { name: String, address: String, source: FetchError },
+    Fetch { name: String, address: String, source: Box<FetchError> },
     #[error("cannot fetch the checksum file of image {name} from {address}")]
-    FetchChecksums { name: String, address: String, source: FetchError },
+    FetchChecksums { name: String, address: String, source: Box<FetchError> },
     #[error("cannot keep image {name} while it is fetched")]
-    Keep { name: String, source: FetchError },
+    Keep { name: String, source: Box<FetchError> },
     #[error("the checksum file {address} has no line for {file}")]
     NoChecksum { address: String, file: String },
     #[error(transparent)]
@@ -208,8 +207,9 @@ pub enum FetchError {
     TooManyRedirects { limit: u32, address: String },
     #[error("a redirect to {address} is not followed: {reason}")]
     Redirect { address: String, reason: &'static str },
-    #[error("the digest is {}, but {} was expected", .expected.of(.found), .expected.hex())]
-    WrongDigest { expected: Expected, found: Digests },
+    /// Digests in hex, of the kind that was expected; also the SHA-256 of what came.
+    #[error("the digest is {found}, but {expected} was expected")]
+    WrongDigest { expected: String, found: String, sha256: Sha256 },
     #[error("{} is a directory; pack it into an archive (tar or zip) and name that", .path.display())]
     IsDirectory { path: PathBuf },
     #[error("{} is not a regular file", .path.display())]

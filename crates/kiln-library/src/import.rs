@@ -214,7 +214,7 @@ impl Taking<'_> {
             return Ok(Imported { image, probe: None });
         }
         let shape = self.shape(format, source.length).await?;
-        if !DISK_SIZES.contains(&shape.virtual_size) || shape.virtual_size % 512 != 0 {
+        if !DISK_SIZES.contains(&shape.virtual_size) || !shape.virtual_size.is_multiple_of(512) {
             return Err(self.refused(format!(
                 "its disk has {} bytes; a base image has 1 MiB to 4095 GiB, in whole sectors",
                 shape.virtual_size

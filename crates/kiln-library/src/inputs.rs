@@ -274,8 +274,8 @@ impl<P: Fn(InputProgress) + Send + Sync> Ensuring<'_, P> {
                 let fetched = self.fetcher.fetch(&[url], &mut part, expected, &tell, self.control).await;
                 match (fetched, agreed) {
                     (Ok(fetched), _) => Ok(fetched.digests),
-                    (Err(Failed { error: FetchError::WrongDigest { found, .. }, .. }), Some(expected)) => {
-                        return Err(InputError::Checksum { address, expected, actual: found.sha256 });
+                    (Err(Failed { error: FetchError::WrongDigest { sha256, .. }, .. }), Some(expected)) => {
+                        return Err(InputError::Checksum { address, expected, actual: sha256 });
                     }
                     (Err(Failed { attempt, error, .. }), _) => Err(failed(attempt, error)),
                 }

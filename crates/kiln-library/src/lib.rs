@@ -14,7 +14,6 @@ mod pull;
 
 pub use error::{FetchError, ImageError, InputError, LibraryError};
 pub use fetch::settings::{FetchSettings, ProxySettings};
-pub use fetch::{Digests, Expected};
 pub use images::{Check, Checked, IMAGE_FORMAT, ImageLease, ImageOrigin, ImageRecord};
 pub use import::{BuiltImage, ImageProgress, ImportRequest, Imported};
 pub use inputs::{InputProgress, StoredInput, file_address};

@@ -28,7 +28,6 @@ use std::path::{Path, PathBuf};
 use std::time::{Duration, SystemTime};
 
 use kiln_host::publish;
-use serde::Deserialize;
 
 use crate::LibraryError;
 use crate::hold::{Share, try_hold};
@@ -59,7 +58,7 @@ impl Library {
         let root = std::path::absolute(root).map_err(LibraryError::disk("find", root))?;
         let library = Self { root };
         let record = library.root.join("library.json");
-        match read_record::<Format>(&record, LIBRARY_FORMAT) {
+        match read_record::<serde::de::IgnoredAny>(&record, LIBRARY_FORMAT) {
             Ok(_) => {}
             Err(LibraryError::Disk { source, .. }) if source.kind() == io::ErrorKind::NotFound => {
                 // Two processes may both come here; both write the same.
@@ -176,11 +175,6 @@ fn make_folder(path: &Path, mode: u32) -> Result<(), LibraryError> {
     DirBuilder::new().recursive(true).mode(mode).create(path).map_err(LibraryError::disk("make", path))
 }
 
-#[derive(Deserialize)]
-struct Format {
-    format: u64,
-}
-
 /// Reads a JSON record, its format first: a newer one may mean anything.
 pub(crate) fn read_record<T: serde::de::DeserializeOwned>(
     path: &Path,
@@ -191,11 +185,18 @@ pub(crate) fn read_record<T: serde::de::DeserializeOwned>(
         .and_then(|file| file.take(LARGEST_RECORD).read_to_end(&mut text))
         .map_err(LibraryError::disk("read", path))?;
     let unreadable = |source| LibraryError::Unreadable { path: path.to_owned(), source };
-    let Format { format } = serde_json::from_slice(&text).map_err(unreadable)?;
+    let fields: serde_json::Map<String, serde_json::Value> =
+        serde_json::from_slice(&text).map_err(unreadable)?;
+    let Some(format) = fields.get("format").and_then(serde_json::Value::as_u64) else {
+        return Err(LibraryError::Contradiction {
+            path: path.to_owned(),
+            what: "it gives no format".to_owned(),
+        });
+    };
     if format > u64::from(known) {
         return Err(LibraryError::NewerFormat { path: path.to_owned(), found: format, known });
     }
-    serde_json::from_slice(&text).map_err(unreadable)
+    serde_json::from_value(fields.into()).map_err(unreadable)
 }
 
 #[cfg(test)]

@@ -51,7 +51,7 @@ fn classify(head: &[u8], foot: &[u8; SECTOR], length: u64) -> Result<Format, Str
     // A dynamic VHD begins with a copy of its footer; a fixed one has it at the end only.
     if let Some((kind, size)) = vhd_kind(foot).or_else(|| vhd_kind(head)) {
         return match kind {
-            2 if length % SECTOR as u64 == 0 => Ok(Format::FixedVhd),
+            2 if length.is_multiple_of(SECTOR as u64) => Ok(Format::FixedVhd),
             2 => Err("it is a VHD whose length is not a whole number of sectors; it was cut off".to_owned()),
             3 => Ok(Format::DynamicVhd { size }),
             4 => Err("it is a differencing VHD, half of an image; merge it with its parent first".to_owned()),
@@ -61,7 +61,7 @@ fn classify(head: &[u8], foot: &[u8; SECTOR], length: u64) -> Result<Format, Str
     if let Some(what) = no_disk(head) {
         return Err(what.to_owned());
     }
-    if length % SECTOR as u64 != 0 {
+    if !length.is_multiple_of(SECTOR as u64) {
         return Err(
             "it is no disk format Kiln knows, and no raw disk: its length is not a whole number of sectors"
                 .to_owned(),

@@ -87,7 +87,7 @@ impl Library {
                     continue;
                 }
             }
-            return Err(ImageError::Fetch { name: name.clone(), address, source: error });
+            return Err(ImageError::Fetch { name: name.clone(), address, source: Box::new(error) });
         };
         let sha256 = fetched.digests.sha256;
         let version = match version {
@@ -137,7 +137,7 @@ impl Pull<'_> {
             parse_address(address).map_err(|source| ImageError::Fetch {
                 name: self.entry.name.clone(),
                 address: redact_url(address),
-                source,
+                source: Box::new(source),
             })
         };
         addresses.iter().map(parse).collect()
@@ -151,7 +151,9 @@ impl Pull<'_> {
         };
         let name = self.entry.name.clone();
         let urls = self.urls(addresses)?;
-        let failed = |address: String| move |source| ImageError::FetchChecksums { name, address, source };
+        let failed = |address: String| {
+            move |source| ImageError::FetchChecksums { name, address, source: Box::new(source) }
+        };
         let shown = addresses.first().map(|address| redact_url(address)).unwrap_or_default();
         let mut part = match Part::once(&self.library.tmp()) {
             Ok(part) => part,
@@ -214,7 +216,7 @@ impl Pull<'_> {
         let tmp = self.library.tmp();
         Part::keyed(&tmp, &key, with_sha512, self.control)
             .await
-            .map_err(|source| ImageError::Keep { name: self.entry.name.clone(), source })
+            .map_err(|source| ImageError::Keep { name: self.entry.name.clone(), source: Box::new(source) })
     }
 
     async fn fetch(&self, urls: &[Url], part: &mut Part, expected: Expected) -> Result<Fetched, Failed> {

@@ -4,7 +4,7 @@
 //! anything else), and no address ends up in an error unredacted. Nothing of one hop but the range goes to the next:
 //! no referrer, no credentials.
 
-use std::error::Error as _;
+use std::error::Error;
 use std::sync::{Once, OnceLock};
 use std::time::Duration;
 
@@ -17,7 +17,7 @@ use reqwest::header::{
 use reqwest::{Certificate, Client, NoProxy, Proxy, Response, StatusCode, Url};
 use tokio::time::{Instant, timeout};
 
-use super::part::{Note, Part};
+use super::part::{Note, Part, WORTH_KEEPING};
 use super::settings::FetchSettings;
 use super::{News, Tell, address_key};
 use crate::FetchError;
@@ -27,8 +27,6 @@ use crate::error::is_trouble;
 const MOST_REDIRECTS: u32 = 10;
 /// People cannot read faster.
 const TELL_EVERY: Duration = Duration::from_millis(100);
-/// A shorter file is fetched again sooner than its note is written.
-const WORTH_A_NOTE: u64 = 1 << 20;
 
 /// Fetches by one set of settings. Made without touching the network or the trust store.
 #[derive(Debug)]
@@ -114,7 +112,7 @@ impl Fetcher {
         };
         let last_modified = header(&response, LAST_MODIFIED).map(str::to_owned);
         let validator = validator(&response, digest_known);
-        if (validator.is_some() || digest_known) && announced.is_none_or(|total| total >= WORTH_A_NOTE) {
+        if (validator.is_some() || digest_known) && announced.is_none_or(|total| total >= WORTH_KEEPING) {
             part.note(Note::new(key, validator, announced, last_modified.clone()));
         }
         if let Some(total) = announced {
@@ -325,18 +323,16 @@ fn transport(url: &Url, error: reqwest::Error) -> FetchError {
 }
 
 /// Whether a certificate was refused: asking again would give the same answer.
-fn is_certificate_error(error: &reqwest::Error) -> bool {
-    let mut cause = error.source();
-    while let Some(error) = cause {
-        let tls = error
-            .downcast_ref::<rustls::Error>()
-            .or_else(|| error.downcast_ref::<std::io::Error>()?.get_ref()?.downcast_ref::<rustls::Error>());
-        if let Some(tls) = tls {
-            return matches!(tls, rustls::Error::InvalidCertificate(_));
-        }
-        cause = error.source();
+fn is_certificate_error(error: &(dyn Error + 'static)) -> bool {
+    if let Some(tls) = error.downcast_ref::<rustls::Error>() {
+        return matches!(tls, rustls::Error::InvalidCertificate(_));
     }
-    false
+    // An I/O error hides what it wraps: its `source` is already that of the wrapped one.
+    let inside = match error.downcast_ref::<std::io::Error>() {
+        Some(io) => io.get_ref().map(|inner| inner as &(dyn Error + 'static)),
+        None => error.source(),
+    };
+    inside.is_some_and(is_certificate_error)
 }
 
 fn make_client(settings: &FetchSettings) -> Result<Client, FetchError> {
@@ -364,17 +360,13 @@ fn base_builder(settings: &FetchSettings) -> Result<reqwest::ClientBuilder, Fetc
         .connect_timeout(settings.connect_timeout)
         .user_agent(settings.user_agent.clone());
     let direct = settings.proxy.direct.as_deref().and_then(NoProxy::from_string);
-    let proxies: [(_, fn(&str) -> reqwest::Result<Proxy>); 2] = [
-        (&settings.proxy.http, |address| Proxy::http(address)),
-        (&settings.proxy.https, |address| Proxy::https(address)),
-    ];
-    for (address, make) in proxies {
-        if let Some(address) = address.as_deref().filter(|address| !address.is_empty()) {
-            let proxy = make(address).map_err(|_| FetchError::Settings {
-                what: format!("the proxy {} is no address", redact_url(address)),
-            })?;
-            builder = builder.proxy(proxy.no_proxy(direct.clone()));
-        }
+    for (address, secure) in [(&settings.proxy.http, false), (&settings.proxy.https, true)] {
+        let Some(address) = address.as_deref().filter(|address| !address.is_empty()) else { continue };
+        let proxy = if secure { Proxy::https(address) } else { Proxy::http(address) };
+        let proxy = proxy.map_err(|_| FetchError::Settings {
+            what: format!("the proxy {} is no address", redact_url(address)),
+        })?;
+        builder = builder.proxy(proxy.no_proxy(direct.clone()));
     }
     Ok(builder)
 }

@@ -31,34 +31,33 @@ use kiln_model::plan::redact_url;
 use reqwest::Url;
 
 pub(crate) use http::Fetcher;
-pub use part::Digests;
-pub(crate) use part::{Part, open_regular};
+pub(crate) use part::{Digests, Part, open_regular};
 
 use crate::FetchError;
 
 /// What a file must be.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub enum Expected {
+pub(crate) enum Expected {
     Sha256(Sha256),
     Sha512([u8; 64]),
 }
 
 impl Expected {
-    pub(crate) fn matches(&self, digests: &Digests) -> bool {
+    pub fn matches(&self, digests: &Digests) -> bool {
         match self {
             Self::Sha256(expected) => *expected == digests.sha256,
             Self::Sha512(expected) => digests.sha512.as_ref() == Some(expected),
         }
     }
 
-    pub(crate) fn hex(&self) -> String {
+    pub fn hex(&self) -> String {
         match self {
             Self::Sha256(digest) => digest.to_string(),
             Self::Sha512(digest) => hex(digest),
         }
     }
 
-    pub(crate) fn of(&self, digests: &Digests) -> String {
+    fn of(&self, digests: &Digests) -> String {
         match self {
             Self::Sha256(_) => digests.sha256.to_string(),
             Self::Sha512(_) => digests.sha512.map(|digest| hex(&digest)).unwrap_or_default(),
@@ -156,15 +155,15 @@ impl Fetcher {
                         part.restart().await?;
                         continue;
                     }
-                    return Err(FetchError::WrongDigest { expected, found: digests });
+                    return Err(FetchError::WrongDigest {
+                        expected: expected.hex(),
+                        found: expected.of(&digests),
+                        sha256: digests.sha256,
+                    });
                 }
                 _ => {}
             }
-            return Ok(Fetched {
-                digests,
-                address: answer.address,
-                last_modified: answer.last_modified,
-            });
+            return Ok(Fetched { digests, address: answer.address, last_modified: answer.last_modified });
         }
     }
 

@@ -26,6 +26,8 @@ use crate::hold::{hold_file, try_hold_file};
 use crate::library::read_record;
 
 const NOTE_FORMAT: u32 = 1;
+/// Less is fetched again sooner than it is gone on with. Bytes.
+pub(super) const WORTH_KEEPING: u64 = 1 << 20;
 const CHUNK: usize = 256 << 10;
 
 /// What the bytes of a part belong to.
@@ -55,7 +57,7 @@ impl Note {
 
 /// The digests of a whole file.
 #[derive(Debug, Clone)]
-pub struct Digests {
+pub(crate) struct Digests {
     pub sha256: Sha256,
     /// Where it was asked for.
     pub sha512: Option<[u8; 64]>,
@@ -307,7 +309,7 @@ impl Part {
 
 impl Drop for Part {
     fn drop(&mut self) {
-        let resumable = self.keyed && self.note.is_some() && self.length > 0;
+        let resumable = self.keyed && self.note.is_some() && self.length >= WORTH_KEEPING;
         if !self.published && !resumable {
             // Still held, so nobody else's. Being gone already is fine.
             let _ = std::fs::remove_file(&self.path);

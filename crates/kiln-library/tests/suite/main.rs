@@ -2,6 +2,8 @@
 //!
 //! The servers are real ones on loopback that can lie in every way a script can say; qemu-img is the real one.
 
+#![expect(clippy::unwrap_used, clippy::expect_used, reason = "a test fails by panicking")]
+
 mod files;
 mod images;
 mod inputs;

@@ -184,7 +184,7 @@ async fn what_is_wrong_is_not_stored() {
 
     let error = pull(&store, &at("/wrong/mini.qcow2", right())).await.unwrap_err();
     assert!(
-        matches!(error, ImageError::Fetch { source: FetchError::WrongDigest { .. }, .. }),
+        matches!(&error, ImageError::Fetch { source, .. } if matches!(**source, FetchError::WrongDigest { .. })),
         "{}",
         shown(&error)
     );
@@ -192,7 +192,7 @@ async fn what_is_wrong_is_not_stored() {
     assert_eq!(error.fault(), Fault::Remote, "{}", shown(&error));
     let error = pull(&store, &at("/slow/mini.qcow2", right())).await.unwrap_err();
     assert!(
-        matches!(error, ImageError::Fetch { source: FetchError::Stalled { .. }, .. }),
+        matches!(&error, ImageError::Fetch { source, .. } if matches!(**source, FetchError::Stalled { .. })),
         "{}",
         shown(&error)
     );

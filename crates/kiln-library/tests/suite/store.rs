@@ -105,7 +105,7 @@ pub fn sha256(bytes: &[u8]) -> Sha256 {
 
 /// Bytes without a pattern that a mistake could hide in.
 pub fn noise(length: usize, seed: u64) -> Vec<u8> {
-    let mut state = seed | 1;
+    let mut state = seed * 2 + 1;
     (0..length)
         .map(|_| {
             // xorshift64 (Marsaglia, 2003)
