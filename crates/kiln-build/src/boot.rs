@@ -28,8 +28,6 @@ use crate::seed;
 
 /// As long as the service waits for a guest to answer.
 const CONNECT_LIMIT: Duration = Duration::from_secs(20 * 60);
-/// After the login: for cloud-init to end what it still does.
-const SETTLE_LIMIT: Duration = Duration::from_secs(5 * 60);
 /// Room that a run needs beside the artifact before it starts at all, bytes.
 const LEAST_ROOM: u64 = 1 << 30;
 
@@ -62,12 +60,12 @@ pub async fn start(run: &Run) -> Result<ConnectedGuest, BuildError> {
     run.log.say("Connected to SSH!");
     step.succeed("");
 
-    let step = run.journal.step("settle", "wait for the guest to settle");
+    let step = run.journal.step("facts", "look at the guest");
     let facts = vm
         .guard(&run.control, guest.facts(&run.control))
         .await?
         .map_err(|source| BuildError::Guest { act: "read the guest's facts", source })?;
-    settle(run, &vm, &guest, &facts).await?;
+    check_growth(run, &vm, &guest).await?;
     step.succeed(facts.os_name.clone());
     Ok(ConnectedGuest { vm, guest, facts, lease })
 }
@@ -156,26 +154,8 @@ async fn prepare(run: &Run) -> Result<(Machine, Login, ImageLease), BuildError> 
     Ok((machine, login, lease))
 }
 
-/// Waits until cloud-init has ended: before that it may hold package locks or still
-/// change the system under a customizer.
-async fn settle(run: &Run, vm: &Vm, guest: &Guest, facts: &GuestFacts) -> Result<(), BuildError> {
-    if facts.cloud_init.is_some() {
-        let control = run.control.within(SETTLE_LIMIT);
-        let wait = guest.exec("sudo -n cloud-init status --wait >/dev/null 2>&1; echo $?", b"", &control);
-        match vm.guard(&run.control, wait).await? {
-            Ok(output) => match output.text().as_str() {
-                // 2 since cloud-init 23.4: done, with recoverable errors.
-                "0" => {}
-                code => {
-                    run.journal.warn(format!("cloud-init ended with exit code {code}; the build goes on"))
-                }
-            },
-            Err(error) if run.control.check().is_ok() && error.interrupted().is_some() => {
-                run.journal.warn("cloud-init did not end within 5 minutes; the build goes on");
-            }
-            Err(source) => return Err(BuildError::Guest { act: "wait for cloud-init", source }),
-        }
-    }
+/// Looks whether the root file system has taken the room that the template gave it.
+async fn check_growth(run: &Run, vm: &Vm, guest: &Guest) -> Result<(), BuildError> {
     if run.plan.machine.disk_bytes > run.plan.source.virtual_size {
         let size = "findmnt -bno SIZE / 2>/dev/null || df -P -B1 / | awk 'NR==2 {print $2}'";
         let output = vm

@@ -11,7 +11,8 @@
 
 use std::time::Duration;
 
-use kiln_guest::{DetachedStep, GuestError};
+use kiln_guest::{DetachedStep, ExecOutput, GuestError};
+use kiln_host::wait::Control;
 use kiln_qemu::disk::Image;
 
 use crate::boot::ConnectedGuest;
@@ -26,6 +27,7 @@ const OVERRIDE: &str = "/tmp/DeprovisioningScript.sh";
 /// An override larger than this is not a script.
 const OVERRIDE_CAP: usize = 1 << 20;
 const CLEAN_UP: &str = include_str!("generalize.sh");
+const SETTLE_LIMIT: Duration = Duration::from_secs(5 * 60);
 const CLEAN_UP_LIMIT: Duration = Duration::from_secs(10 * 60);
 const POWER_DOWN_LIMIT: Duration = Duration::from_secs(5 * 60);
 
@@ -38,6 +40,7 @@ pub struct Generalized {
 }
 
 pub async fn run(run: &Run, mut guest: ConnectedGuest) -> Result<Generalized, BuildError> {
+    cloud_init_done(run, &guest).await?;
     deprovision(run, &mut guest).await?;
     clean_up(run, &guest).await?;
 
@@ -48,6 +51,30 @@ pub async fn run(run: &Run, mut guest: ConnectedGuest) -> Result<Generalized, Bu
     run.log.say("The virtual machine has shut down.");
     step.succeed("");
     Ok(Generalized { image: stopped.into_image(), _lease: lease })
+}
+
+/// Waits until cloud-init has ended this boot: it must not write into what is about to
+/// be removed. Customizers need not wait for it: the seed gives its later stages nothing
+/// to do (no package lock, no change of the system).
+async fn cloud_init_done(run: &Run, guest: &ConnectedGuest) -> Result<(), BuildError> {
+    // Written when its last stage ends; the command itself takes seconds to start.
+    let wait = "[ -e /run/cloud-init/result.json ] || ! command -v cloud-init > /dev/null || \
+                sudo -n cloud-init status --wait > /dev/null 2>&1; echo $?";
+    let step = run.journal.step("settle", "wait for cloud-init");
+    let control = run.control.within(SETTLE_LIMIT);
+    match exec(guest, wait, b"", &run.control, &control).await? {
+        // 2 since cloud-init 23.4: done, with recoverable errors.
+        Ok(output) if matches!(output.text().as_str(), "0" | "2") => {}
+        Ok(output) => {
+            run.journal.warn(format!("cloud-init ended with exit code {}; the build goes on", output.text()));
+        }
+        Err(error) if run.control.check().is_ok() && error.interrupted().is_some() => {
+            run.journal.warn("cloud-init did not end within 5 minutes; the build goes on");
+        }
+        Err(source) => return Err(BuildError::Guest { act: "wait for cloud-init", source }),
+    }
+    step.succeed("");
+    Ok(())
 }
 
 /// The service's hidden last customizer.
@@ -103,7 +130,7 @@ async fn overriding_script(run: &Run, guest: &ConnectedGuest) -> Result<Option<V
     let command = format!(
         "if [ -f {OVERRIDE} ]; then echo yes; sudo -n cat {OVERRIDE} && sudo -n rm -f {OVERRIDE}; fi"
     );
-    let output = exec(run, guest, &command, b"", &run.control)
+    let output = exec(guest, &command, b"", &run.control, &run.control)
         .await?
         .map_err(|source| BuildError::Guest { act: "read the deprovisioning script", source })?;
     let Some(script) = output.stdout.strip_prefix(b"yes\n") else { return Ok(None) };
@@ -121,7 +148,7 @@ async fn clean_up(run: &Run, guest: &ConnectedGuest) -> Result<(), BuildError> {
     // One command from start to end: nothing can be logged in to in between.
     let command = format!("sudo -n /bin/sh -s {BUILD_USER}");
     let failed = |detail: String, source| BuildError::Deprovision { detail, source };
-    let output = exec(run, guest, &command, CLEAN_UP.as_bytes(), &control)
+    let output = exec(guest, &command, CLEAN_UP.as_bytes(), &run.control, &control)
         .await?
         .map_err(|source| failed("the build could not be removed from the image".to_owned(), Some(source)))?;
     let text = output.text();
@@ -141,13 +168,14 @@ async fn clean_up(run: &Run, guest: &ConnectedGuest) -> Result<(), BuildError> {
     }
 }
 
+/// Runs a command under the machine's own watch. `limit` bounds the command alone: its
+/// end is an error of the guest's, the run's end is one of the machine's.
 async fn exec(
-    run: &Run,
     guest: &ConnectedGuest,
     command: &str,
     stdin: &[u8],
-    control: &kiln_host::wait::Control,
-) -> Result<Result<kiln_guest::ExecOutput, GuestError>, BuildError> {
-    let _ = run;
-    Ok(guest.vm.guard(control, guest.guest.exec(command, stdin, control)).await?)
+    control: &Control,
+    limit: &Control,
+) -> Result<Result<ExecOutput, GuestError>, BuildError> {
+    Ok(guest.vm.guard(control, guest.guest.exec(command, stdin, limit)).await?)
 }
