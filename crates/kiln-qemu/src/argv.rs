@@ -262,24 +262,152 @@ mod tests {
 
     #[test]
     fn generation_1_under_tcg() {
-        check(&machine(), &ALL, &expect![]);
+        check(
+            &machine(),
+            &ALL,
+            &expect![[r#"
+            -nodefaults
+            -no-user-config
+            -display none
+            -S
+            -name run-1,process=run-1
+            -sandbox on,obsolete=deny,elevateprivileges=deny,spawn=deny,resourcecontrol=deny
+            -machine pc
+            -accel tcg,thread=multi
+            -cpu max
+            -m 1024M
+            -smp 2
+            -action reboot=reset,shutdown=poweroff,panic=pause
+            -smbios type=1,serial=ds=nocloud
+            -chardev socket,id=qmp0,path=/run/kiln/1/qmp
+            -mon chardev=qmp0,mode=control
+            -chardev file,id=serial0,path=/runs/1/serial.log,append=on
+            -serial chardev:serial0
+            -blockdev driver=qcow2,node-name=disk0,cache.no-flush=on,discard=unmap,detect-zeroes=unmap,file.driver=file,file.filename=/runs/1/os.qcow2,file.cache.no-flush=on,file.discard=unmap
+            -device virtio-blk-pci,id=virtio-disk0,drive=disk0,werror=stop,rerror=stop,bootindex=0
+            -blockdev driver=raw,node-name=medium0,read-only=on,file.driver=file,file.filename=/runs/1/seed.img
+            -device virtio-blk-pci,id=virtio-medium0,drive=medium0,rerror=stop
+            -netdev user,id=net0,hostfwd=tcp:127.0.0.1:0-:22
+            -device virtio-net-pci,netdev=net0,romfile=
+            -object rng-builtin,id=rng0
+            -device virtio-rng-pci,rng=rng0
+            -device pvpanic
+            -boot menu=off,strict=on"#]],
+        );
     }
 
     #[test]
     fn generation_1_under_kvm() {
         let accelerator = Accelerator::Kvm { cpu_model: "Nehalem".into() };
-        check(&Machine { accelerator, ..machine() }, &ALL, &expect![]);
+        check(
+            &Machine { accelerator, ..machine() },
+            &ALL,
+            &expect![[r#"
+            -nodefaults
+            -no-user-config
+            -display none
+            -S
+            -name run-1,process=run-1
+            -sandbox on,obsolete=deny,elevateprivileges=deny,spawn=deny,resourcecontrol=deny
+            -machine pc
+            -accel kvm
+            -cpu Nehalem,enforce
+            -m 1024M
+            -smp 2
+            -action reboot=reset,shutdown=poweroff,panic=pause
+            -smbios type=1,serial=ds=nocloud
+            -chardev socket,id=qmp0,path=/run/kiln/1/qmp
+            -mon chardev=qmp0,mode=control
+            -chardev file,id=serial0,path=/runs/1/serial.log,append=on
+            -serial chardev:serial0
+            -blockdev driver=qcow2,node-name=disk0,cache.no-flush=on,discard=unmap,detect-zeroes=unmap,file.driver=file,file.filename=/runs/1/os.qcow2,file.cache.no-flush=on,file.discard=unmap
+            -device virtio-blk-pci,id=virtio-disk0,drive=disk0,werror=stop,rerror=stop,bootindex=0
+            -blockdev driver=raw,node-name=medium0,read-only=on,file.driver=file,file.filename=/runs/1/seed.img
+            -device virtio-blk-pci,id=virtio-medium0,drive=medium0,rerror=stop
+            -netdev user,id=net0,hostfwd=tcp:127.0.0.1:0-:22
+            -device virtio-net-pci,netdev=net0,romfile=
+            -object rng-builtin,id=rng0
+            -device virtio-rng-pci,rng=rng0
+            -device pvpanic
+            -boot menu=off,strict=on"#]],
+        );
     }
 
     #[test]
     fn generation_2_under_tcg() {
-        check(&Machine { firmware: uefi(), ..machine() }, &ALL, &expect![]);
+        check(
+            &Machine { firmware: uefi(), ..machine() },
+            &ALL,
+            &expect![[r#"
+            -nodefaults
+            -no-user-config
+            -display none
+            -S
+            -name run-1,process=run-1
+            -sandbox on,obsolete=deny,elevateprivileges=deny,spawn=deny,resourcecontrol=deny
+            -blockdev driver=raw,node-name=code0,read-only=on,file.driver=file,file.filename=/usr/share/OVMF/OVMF_CODE_4M.fd
+            -blockdev driver=raw,node-name=vars0,file.driver=file,file.filename=/runs/1/vars.fd
+            -machine q35,pflash0=code0,pflash1=vars0
+            -accel tcg,thread=multi
+            -cpu max
+            -m 1024M
+            -smp 2
+            -action reboot=reset,shutdown=poweroff,panic=pause
+            -smbios type=1,serial=ds=nocloud
+            -chardev socket,id=qmp0,path=/run/kiln/1/qmp
+            -mon chardev=qmp0,mode=control
+            -chardev file,id=serial0,path=/runs/1/serial.log,append=on
+            -serial chardev:serial0
+            -blockdev driver=qcow2,node-name=disk0,cache.no-flush=on,discard=unmap,detect-zeroes=unmap,file.driver=file,file.filename=/runs/1/os.qcow2,file.cache.no-flush=on,file.discard=unmap
+            -device virtio-blk-pci,id=virtio-disk0,drive=disk0,werror=stop,rerror=stop,bootindex=0
+            -blockdev driver=raw,node-name=medium0,read-only=on,file.driver=file,file.filename=/runs/1/seed.img
+            -device virtio-blk-pci,id=virtio-medium0,drive=medium0,rerror=stop
+            -netdev user,id=net0,hostfwd=tcp:127.0.0.1:0-:22
+            -device virtio-net-pci,netdev=net0,romfile=
+            -object rng-builtin,id=rng0
+            -device virtio-rng-pci,rng=rng0
+            -device pvpanic
+            -boot menu=off,strict=on"#]],
+        );
     }
 
     #[test]
     fn generation_2_under_kvm() {
         let accelerator = Accelerator::Kvm { cpu_model: "Haswell-noTSX".into() };
-        check(&Machine { accelerator, firmware: uefi(), ..machine() }, &ALL, &expect![]);
+        check(
+            &Machine { accelerator, firmware: uefi(), ..machine() },
+            &ALL,
+            &expect![[r#"
+            -nodefaults
+            -no-user-config
+            -display none
+            -S
+            -name run-1,process=run-1
+            -sandbox on,obsolete=deny,elevateprivileges=deny,spawn=deny,resourcecontrol=deny
+            -blockdev driver=raw,node-name=code0,read-only=on,file.driver=file,file.filename=/usr/share/OVMF/OVMF_CODE_4M.fd
+            -blockdev driver=raw,node-name=vars0,file.driver=file,file.filename=/runs/1/vars.fd
+            -machine q35,pflash0=code0,pflash1=vars0
+            -accel kvm
+            -cpu Haswell-noTSX,enforce
+            -m 1024M
+            -smp 2
+            -action reboot=reset,shutdown=poweroff,panic=pause
+            -smbios type=1,serial=ds=nocloud
+            -chardev socket,id=qmp0,path=/run/kiln/1/qmp
+            -mon chardev=qmp0,mode=control
+            -chardev file,id=serial0,path=/runs/1/serial.log,append=on
+            -serial chardev:serial0
+            -blockdev driver=qcow2,node-name=disk0,cache.no-flush=on,discard=unmap,detect-zeroes=unmap,file.driver=file,file.filename=/runs/1/os.qcow2,file.cache.no-flush=on,file.discard=unmap
+            -device virtio-blk-pci,id=virtio-disk0,drive=disk0,werror=stop,rerror=stop,bootindex=0
+            -blockdev driver=raw,node-name=medium0,read-only=on,file.driver=file,file.filename=/runs/1/seed.img
+            -device virtio-blk-pci,id=virtio-medium0,drive=medium0,rerror=stop
+            -netdev user,id=net0,hostfwd=tcp:127.0.0.1:0-:22
+            -device virtio-net-pci,netdev=net0,romfile=
+            -object rng-builtin,id=rng0
+            -device virtio-rng-pci,rng=rng0
+            -device pvpanic
+            -boot menu=off,strict=on"#]],
+        );
     }
 
     #[test]
@@ -297,7 +425,31 @@ mod tests {
             kernel: Some(kernel),
             ..machine()
         };
-        check(&tiny, &Features { sandbox: false, pvpanic: false }, &expect![]);
+        check(
+            &tiny,
+            &Features { sandbox: false, pvpanic: false },
+            &expect![[r#"
+            -nodefaults
+            -no-user-config
+            -display none
+            -S
+            -name run-1,process=run-1
+            -machine pc
+            -accel tcg,thread=multi
+            -cpu max
+            -m 1024M
+            -smp 2
+            -action reboot=reset,shutdown=poweroff,panic=pause
+            -chardev socket,id=qmp0,path=/run/kiln/1/qmp
+            -mon chardev=qmp0,mode=control
+            -chardev file,id=serial0,path=/runs/1/serial.log,append=on
+            -serial chardev:serial0
+            -object rng-builtin,id=rng0
+            -device virtio-rng-pci,rng=rng0
+            -kernel /boot/vmlinuz,1
+            -initrd /tmp/initrd
+            -append console=ttyS0 quiet"#]],
+        );
     }
 
     #[test]

@@ -94,8 +94,15 @@ impl Qmp {
         let (lines, to_write) = mpsc::unbounded_channel();
         let (events, received) = mpsc::unbounded_channel();
         let calls = Arc::new(Calls::default());
-        tokio::spawn(write_lines(write, to_write));
-        tokio::spawn(read_lines(read, Arc::clone(&calls), events));
+        let calls_of_reader = Arc::clone(&calls);
+        let writer = tokio::spawn(write_lines(write, to_write));
+        let reader = read_lines(read, Arc::clone(&calls), events);
+        tokio::spawn(async move {
+            let why = reader.await;
+            // Both halves go, or QEMU would never see the end of a connection that we gave up.
+            writer.abort();
+            calls_of_reader.close(why);
+        });
         let qmp = Self { lines, calls };
         let negotiated = control.guard(qmp.execute("qmp_capabilities", json!({}))).await;
         negotiated.map_err(|source| QmpError::Interrupted { source })??;
@@ -213,17 +220,16 @@ async fn read_lines(
     mut read: BufReader<OwnedReadHalf>,
     calls: Arc<Calls>,
     events: mpsc::UnboundedSender<Event>,
-) {
-    let why = loop {
-        let line = match read_line(&mut read).await {
-            Ok(line) => line,
-            Err(why) => break why,
+) -> Closed {
+    loop {
+        let taken = match read_line(&mut read).await {
+            Ok(line) => take(&line, &calls, &events),
+            Err(why) => Err(why),
         };
-        if let Err(why) = take(&line, &calls, &events) {
-            break why;
+        if let Err(why) = taken {
+            return why;
         }
-    };
-    calls.close(why);
+    }
 }
 
 /// One line: an answer, an event, or something newer than us, which is passed over.

@@ -135,6 +135,11 @@ impl Follower {
             }
             "GUEST_PANICKED" => self.doom(Fate::Panicked),
             "BLOCK_IO_ERROR" => self.disk_error(&event.data, full),
+            // From here on every request fails, which QEMU tells the guest but not us.
+            "BLOCK_IMAGE_CORRUPTED" => {
+                let path = self.disk_of(&text("node-name"));
+                self.doom(Fate::DiskFailed { path, operation: "be read".into(), reason: text("msg") });
+            }
             // Stopped, and neither by us nor by what was told above: for example by an error of the accelerator.
             "STOP" if full.is_none() => {
                 if let Ok(answer) = self.qmp.execute("query-status", json!({})).await {

@@ -80,6 +80,7 @@ pub struct Vm {
 impl Vm {
     /// Starts QEMU and lets the guest go. Returns as soon as the guest runs, which is before its firmware has begun.
     pub async fn start(qemu: &Qemu, machine: Machine, control: &Control) -> Result<Self, VmError> {
+        control.check()?;
         let control = control.within(START_LIMIT);
         let prepare = |path: &Path| {
             let path = path.to_owned();
