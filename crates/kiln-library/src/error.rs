@@ -203,6 +203,8 @@ pub enum FetchError {
     WrongLength { received: u64, announced: u64 },
     #[error("the server's answer makes no sense: {what}")]
     Protocol { what: String },
+    #[error("the answer is longer than the {limit} bytes that such a file may have")]
+    TooLong { limit: u64 },
     #[error("{limit} redirects and no end, last to {address}")]
     TooManyRedirects { limit: u32, address: String },
     #[error("a redirect to {address} is not followed: {reason}")]
@@ -265,6 +267,7 @@ impl FetchError {
             | Self::Stalled { .. }
             | Self::WrongLength { .. }
             | Self::Protocol { .. }
+            | Self::TooLong { .. }
             | Self::TooManyRedirects { .. }
             | Self::Redirect { .. } => Fault::Remote,
             Self::NoRoom(_) | Self::Disk { .. } | Self::Settings { .. } => Fault::Host,

@@ -241,6 +241,8 @@ impl Library {
             return Err(LibraryError::Damaged { path: image.path.clone(), expected: image.sha256, actual });
         }
         if last.as_ref() != Some(&now) {
+            // Left by one who was killed here.
+            let _ = publish::remove_leftovers(&dir);
             // Only a memory: without it the disk is read again next time.
             if let Err(error) = now.write(&dir) {
                 tracing::warn!(%error, "cannot remember that the image was read");

@@ -1,4 +1,26 @@
 //! The shelves: base images and input files, content-addressed.
+//!
+//! ```text
+//!   kiln images import FILE ─► import ─┐
+//!   kiln images build NAME  ─► import ─┼─► images/<name>/<version>/   leased by the runs that use them
+//!   kiln images pull NAME ─► pull ─┬───┘
+//!                                  │ fetch: one file from an unreliable world
+//!   a run's inputs ─────► inputs ──┴─────► inputs/sha256/<digest>     read-only, shared by all runs
+//! ```
+//!
+//! | module      | owns                                                                              |
+//! |-------------|-----------------------------------------------------------------------------------|
+//! | `library`   | the folder: layout, format number, what is swept                                  |
+//! | `images`    | images on the shelf: listing, leases, verification, removal, how one appears      |
+//! | `import`    | a disk image on its way in; `probe` tells what it is                              |
+//! | `pull`      | an image of the catalog on its way here; `checksums` reads publishers' lists      |
+//! | `inputs`    | the files a template names                                                        |
+//! | `fetch`     | HTTP: attempts, ranges, redirects, trust, proxies                                 |
+//! | `hold`      | locks on files and folders by name                                                |
+//!
+//! Several processes may use one library at the same time; there is no server and nothing to repair after a crash. What
+//! is unfinished lies in `tmp` and is locked by whoever makes it. Errors tell whose fault they are ([`LibraryError::fault`]
+//! and its like); those that are nobody's, because the caller stopped it, tell that by `interrupted`.
 
 mod background;
 mod checksums;

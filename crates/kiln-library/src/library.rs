@@ -116,8 +116,10 @@ impl Library {
             }
         }
         // Asides of records (kiln_host::publish) lie beside what they were to become.
-        if let Err(error) = publish::remove_leftovers(&self.root) {
-            tracing::warn!(path = %self.root.display(), %error, "cannot sweep");
+        for dir in [&self.root, &tmp] {
+            if let Err(error) = publish::remove_leftovers(dir) {
+                tracing::warn!(path = %dir.display(), %error, "cannot sweep");
+            }
         }
         Ok(())
     }
@@ -250,6 +252,7 @@ mod tests {
         let old = File::create(tmp.join("fetch-old.part")).unwrap();
         old.set_modified(SystemTime::now() - KEEP_PARTS - Duration::from_secs(60)).unwrap();
         drop(old);
+        std::fs::write(tmp.join(".fetch-x.note.abc.kiln-aside"), "half").unwrap();
         std::fs::write(tmp.join("somebody's"), "").unwrap();
         Library::open(dir.path()).unwrap();
         let mut names: Vec<_> =

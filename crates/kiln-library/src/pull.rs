@@ -155,7 +155,7 @@ impl Pull<'_> {
             move |source| ImageError::FetchChecksums { name, address, source: Box::new(source) }
         };
         let shown = addresses.first().map(|address| redact_url(address)).unwrap_or_default();
-        let mut part = match Part::once(&self.library.tmp()) {
+        let mut part = match Part::once_up_to(&self.library.tmp(), LARGEST_CHECKSUM_FILE) {
             Ok(part) => part,
             Err(error) => return Err(failed(shown)(error)),
         };
@@ -169,7 +169,7 @@ impl Pull<'_> {
             Ok(fetched) => fetched,
             Err(Failed { address, error, .. }) => return Err(failed(address)(error)),
         };
-        let text = match part.read_text(LARGEST_CHECKSUM_FILE) {
+        let text = match part.read_text() {
             Ok(text) => text,
             Err(error) => return Err(failed(fetched.address)(error)),
         };

@@ -74,6 +74,8 @@ pub(crate) struct Part {
     sha256: sha2::Sha256,
     sha512: Option<sha2::Sha512>,
     length: u64,
+    /// No more is taken.
+    limit: u64,
     note: Option<Note>,
     /// Whether the bytes come from more than one answer.
     spliced: bool,
@@ -111,6 +113,13 @@ impl Part {
         }
     }
 
+    /// As [`Part::once`], for files that cannot be long.
+    pub fn once_up_to(tmp: &Path, limit: u64) -> Result<Self, FetchError> {
+        let mut part = Self::once(tmp)?;
+        part.limit = limit;
+        Ok(part)
+    }
+
     fn around(file: File, path: PathBuf, keyed: bool) -> Self {
         Self {
             file: tokio::fs::File::from_std(file),
@@ -120,6 +129,7 @@ impl Part {
             sha256: sha2::Sha256::new(),
             sha512: None,
             length: 0,
+            limit: u64::MAX,
             note: None,
             spliced: false,
         }
@@ -213,6 +223,9 @@ impl Part {
     }
 
     pub async fn write(&mut self, bytes: &[u8]) -> Result<(), FetchError> {
+        if bytes.len() as u64 > self.limit - self.length {
+            return Err(FetchError::TooLong { limit: self.limit });
+        }
         self.file.write_all(bytes).await.map_err(disk("write", &self.path))?;
         self.sha256.update(bytes);
         if let Some(sha512) = &mut self.sha512 {
@@ -260,13 +273,10 @@ impl Part {
         if same { Ok(()) } else { Err(FetchError::Changed { path: source.to_owned() }) }
     }
 
-    /// The first bytes of what was received, for small files that are read rather than kept.
-    pub fn read_text(&self, limit: u64) -> Result<String, FetchError> {
-        let mut text = Vec::new();
-        File::open(&self.path)
-            .and_then(|file| std::io::Read::read_to_end(&mut std::io::Read::take(file, limit), &mut text))
-            .map_err(disk("read", &self.path))?;
-        Ok(String::from_utf8_lossy(&text).into_owned())
+    /// What was received, for small files that are read rather than kept.
+    pub fn read_text(&self) -> Result<String, FetchError> {
+        let bytes = std::fs::read(&self.path).map_err(disk("read", &self.path))?;
+        Ok(String::from_utf8_lossy(&bytes).into_owned())
     }
 
     /// Makes the file appear at `dest`, in the same file system, read-only. What was there is replaced: names are

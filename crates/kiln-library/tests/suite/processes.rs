@@ -8,9 +8,10 @@ use std::time::Duration;
 
 use kiln_host::process::{Invocation, SpawnOptions};
 use kiln_library::Library;
+use kiln_model::run::Fault;
 
-use crate::server::{Act, Authority, Server, broken_after, honest, ok};
-use crate::store::{Store, noise, quick, sha256, soon, want};
+use crate::server::{Act, Authority, Server, broken_after, head, honest, ok};
+use crate::store::{Store, noise, quick, sha256, shown, soon, want};
 
 fn child(name: &str, dir: &Path) -> Invocation {
     let this = std::env::current_exe().unwrap();
@@ -124,6 +125,41 @@ async fn a_complete_part_needs_no_request() {
     store.ensure_one(wanted.clone()).await.unwrap_err();
     std::fs::write(store.only_part(), &body).unwrap();
     assert_eq!(store.ensure_one(wanted).await.unwrap().size, body.len() as u64);
+    assert_eq!(server.hits(), 1);
+}
+
+/// On a disk of 4 MiB.
+#[tokio::test]
+#[ignore = "started by another test"]
+async fn fetch_onto_a_full_disk() {
+    let library = Library::open("library").unwrap();
+    let address = std::fs::read_to_string("address").unwrap();
+    let answers = library.ensure_inputs(&[want(&address, None)], &quick(), |_| (), &soon()).await;
+    let error = answers[0].as_ref().unwrap_err();
+    assert_eq!(error.fault(), Fault::Host, "{}", shown(error));
+    assert!(
+        shown(error).contains("No space left") && shown(error).contains("library/tmp"),
+        "{}",
+        shown(error)
+    );
+    assert!(std::fs::read_dir("library/tmp").unwrap().next().is_none());
+}
+
+/// The server does not say how much it will be; the disk finds out.
+#[tokio::test(flavor = "multi_thread")]
+async fn a_full_disk_is_the_hosts_fault_and_not_tried_again() {
+    let store = Store::new();
+    let server = Server::start(|_| vec![head("200 OK", &[]), Act::Endless]).await;
+    std::fs::write(store.dir.path().join("address"), server.url("/a")).unwrap();
+    let run = child("fetch_onto_a_full_disk", store.dir.path());
+    let small = Invocation::new("unshare")
+        .args(["--user", "--map-root-user", "--mount", "sh", "-ec"])
+        .arg("mount -t tmpfs -o size=4m tmpfs library; exec \"$@\"")
+        .arg("sh")
+        .arg(run.program())
+        .args(run.arguments())
+        .current_dir(store.dir.path());
+    small.run(&soon()).await.unwrap();
     assert_eq!(server.hits(), 1);
 }
 

@@ -173,6 +173,7 @@ async fn what_is_wrong_is_not_stored() {
     let server = Server::start(|request| match request.target.as_str() {
         "/SUMS" => ok(format!("{}  mini.qcow2", sha256(b"the right one")).as_bytes()),
         "/EMPTY" => ok(b""),
+        "/ENDLESS" => vec![head("200 OK", &[]), Act::Endless],
         "/short/mini.qcow2" => vec![head("200 OK", &[("Content-Length", "99")]), Act::Send(b"half".to_vec())],
         "/slow/mini.qcow2" => vec![head("200 OK", &[]), Act::Drip(vec![0; 9999], Duration::from_millis(20))],
         "/page/mini.qcow2" => ok(b"<!DOCTYPE html><html></html>"),
@@ -199,6 +200,10 @@ async fn what_is_wrong_is_not_stored() {
     let none = Checksum::File { addresses: vec![server.url("/EMPTY")], algorithm: ChecksumAlgorithm::Sha256 };
     let error = pull(&store, &at("/wrong/mini.qcow2", none)).await.unwrap_err();
     assert!(matches!(error, ImageError::NoChecksum { .. }), "{}", shown(&error));
+    let endless =
+        Checksum::File { addresses: vec![server.url("/ENDLESS")], algorithm: ChecksumAlgorithm::Sha256 };
+    let error = pull(&store, &at("/wrong/mini.qcow2", endless)).await.unwrap_err();
+    assert!(shown(&error).contains("longer than"), "{}", shown(&error));
     // Right by its digest, and still no disk.
     let page = Checksum::Sha256(sha256(b"<!DOCTYPE html><html></html>"));
     let error = pull(&store, &at("/page/mini.qcow2", page)).await.unwrap_err();

@@ -44,6 +44,8 @@ pub enum Act {
     Tunnel(SocketAddr),
     /// Until the client goes away.
     Hang,
+    /// Bytes and bytes, until the client goes away.
+    Endless,
 }
 
 pub struct Server {
@@ -144,6 +146,10 @@ async fn converse(
             Act::Tunnel(to) => {
                 let mut other = TcpStream::connect(to).await.unwrap();
                 tokio::io::copy_bidirectional(&mut stream, &mut other).await.map(drop)
+            }
+            Act::Endless => {
+                while stream.write_all(&[b'x'; 65536]).await.is_ok() {}
+                Ok(())
             }
             Act::Hang => {
                 let mut rest = [0];
