@@ -30,6 +30,9 @@ use crate::ui::ColorWishes;
 /// most (unix(7)): a longer base than this is not used.
 const RUNTIME_BASE_LIMIT: usize = 48;
 
+/// The last word for a target is the one that counts (tracing-subscriber, `EnvFilter`).
+const QUIET: &str = "h2=warn,hyper=warn,hyper_util=warn,reqwest=warn,russh=warn,russh_sftp=warn,rustls=warn";
+
 /// What the process was given, as it was given. No `Debug`: proxies may hold passwords.
 #[derive(Clone, Default)]
 pub struct Environment {
@@ -89,15 +92,17 @@ impl Environment {
     }
 
     /// Filter of the diagnostic log: `-v` and `-vv` first, then `KILN_LOG`, then `default`.
+    ///
+    /// INVARIANT: no secret reaches the log. Our own crates redact; the libraries that carry
+    /// addresses and keys over the network do not, so their details stay out whatever is asked for.
     pub fn log_filter(&self, verbose: u8, default: &str) -> String {
-        match verbose {
-            0 => self
-                .kiln_log
-                .as_ref()
-                .map_or_else(|| default.to_owned(), |f| f.to_string_lossy().into_owned()),
-            1 => "info,russh=warn,hyper_util=warn".to_owned(),
-            _ => "debug,russh=info,hyper_util=info".to_owned(),
-        }
+        let wanted = match (verbose, &self.kiln_log) {
+            (0, Some(filter)) => filter.to_string_lossy().into_owned(),
+            (0, None) => default.to_owned(),
+            (1, _) => "info".to_owned(),
+            (_, _) => "debug".to_owned(),
+        };
+        format!("{wanted},{QUIET}")
     }
 
     /// Where programs are looked for.
@@ -383,6 +388,17 @@ mod tests {
         assert_eq!(environment.search_path(), "/opt/bin:/usr/bin:/usr/sbin:/sbin");
         let environment = Environment { path: Some("/usr/sbin:/sbin".into()), ..home() };
         assert_eq!(environment.search_path(), "/usr/sbin:/sbin");
+    }
+
+    #[test]
+    fn details_of_the_network_stay_out_of_the_log() {
+        let asked = Environment { kiln_log: Some("russh=trace,kiln_build=debug".into()), ..home() };
+        let filter: tracing_subscriber::EnvFilter = asked.log_filter(0, "off").parse().unwrap();
+        let directives = filter.to_string();
+        assert!(directives.contains("kiln_build=debug"), "{directives}");
+        assert!(directives.contains("russh=warn") && !directives.contains("russh=trace"), "{directives}");
+        assert!(home().log_filter(0, "off").starts_with("off,"));
+        assert!(asked.log_filter(2, "off").starts_with("debug,"));
     }
 
     #[test]

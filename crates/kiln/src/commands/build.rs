@@ -60,10 +60,15 @@ async fn build(around: &Surroundings<'_>, settings: &BuildSettings) -> End {
         }
     };
 
-    let run_dir = make_run(settings, &folders, &plan)?;
     // From here on a signal is a request to the run, not the end of this process.
     let mut signals = Signals::listen().context("cannot listen for signals")?;
-    let worker = start_worker(around, &run_dir)?;
+    let run_dir = make_run(settings, &folders, &plan)?;
+    let worker = start_worker(around, &run_dir).inspect_err(|failure| {
+        // A run that never began ends here; what is in its folder tells why.
+        if let Err(error) = settle(&run_dir, &format!("{:#}", failure.error)) {
+            printer.warning(&format!("{}: {error}", run_dir.path().display()));
+        }
+    })?;
     let outcome = watch(around, settings, &run_dir, &worker, &mut signals).await?;
 
     let end = outcome.end.as_ref();

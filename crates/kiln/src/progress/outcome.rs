@@ -1,5 +1,6 @@
 //! What is left of a run when it has ended.
 
+use jiff::Timestamp;
 use kiln_model::event::{Failure, RunEvent, RunEventKind};
 use kiln_model::run::RunState;
 use kiln_model::{IllegalEvent, RunView};
@@ -13,6 +14,8 @@ pub struct Outcome {
     pub end: Option<End>,
     /// The first event that could not follow those before it.
     pub contradiction: Option<IllegalEvent>,
+    /// Wall clock of the first event.
+    began: Option<Timestamp>,
 }
 
 /// The last event of a run.
@@ -27,9 +30,18 @@ pub struct End {
 
 impl Outcome {
     pub fn fold(&mut self, event: &RunEvent) {
+        let time = event.time.parse().ok();
+        self.began = self.began.or(time);
         if let RunEventKind::RunEnded { state, message, failure, ms } = &event.event {
-            // A run that was settled after its worker's death has no time of its own.
-            let ms = (*ms).max(event.elapsed_ms).max(self.run.elapsed_ms);
+            // Who settles a run after its worker's death has no clock of the run's own:
+            // its stopwatch begins anew, so the wall clock has to do.
+            let settled = *ms < self.run.elapsed_ms;
+            let ms = match (self.began, time) {
+                (Some(began), Some(ended)) if settled => {
+                    u64::try_from(ended.duration_since(began).as_millis()).unwrap_or(self.run.elapsed_ms)
+                }
+                _ => *ms,
+            };
             let (message, failure) = (message.clone(), failure.clone());
             self.end = Some(End { state: *state, message, failure, ms });
         }

@@ -162,7 +162,9 @@ impl Report<'_> {
 
 /// Milliseconds of a phase; one that was cut off lasted to the run's end.
 pub fn lasted(phase: &PhaseView, end_ms: u64) -> u64 {
-    phase.ended_ms.unwrap_or(end_ms).saturating_sub(phase.started_ms)
+    // An end before the start is another clock's (see `Outcome`).
+    let ended = phase.ended_ms.filter(|ended| *ended >= phase.started_ms).unwrap_or(end_ms);
+    ended.saturating_sub(phase.started_ms)
 }
 
 /// How to see the image boot, as a command to paste.
@@ -200,6 +202,7 @@ pub mod tests {
     /// Recorded event streams, as a worker writes them.
     pub const GOOD_RUN: &str = include_str!("../../tests/events/good.jsonl");
     pub const FAILED_RUN: &str = include_str!("../../tests/events/failed.jsonl");
+    pub const SETTLED_RUN: &str = include_str!("../../tests/events/settled.jsonl");
     pub const CANCELED_RUN: &str = include_str!("../../tests/events/canceled.jsonl");
 
     pub fn events(stream: &str) -> Vec<RunEvent> {
@@ -271,6 +274,16 @@ pub mod tests {
               console    /runs/RUN/serial.log
         "#]]
         .assert_eq(&report(CANCELED_RUN));
+    }
+
+    #[test]
+    fn an_end_that_was_written_for_a_dead_worker() {
+        expect![[r#"
+            canceled after 14.1s: the run was canceled and its worker killed
+              phases     Building 13.9s
+              log        /runs/RUN/customization.log
+              console    /runs/RUN/serial.log
+        "#]].assert_eq(&report(SETTLED_RUN));
     }
 
     #[test]

@@ -66,6 +66,7 @@ fn completions_know_the_commands() {
         for word in ["validate", "images", "keep-on-error"] {
             assert!(script.contains(word), "{shell} does not complete {word}");
         }
+        assert!(!script.contains("worker"), "{shell} offers what is hidden");
     }
 }
 
