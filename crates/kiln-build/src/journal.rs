@@ -15,7 +15,7 @@ use std::sync::{Arc, Mutex, PoisonError};
 use std::time::{Duration, Instant};
 
 use kiln_model::event::{NoticeLevel, RunEvent, RunEventKind, StepOutcome, StepRef, Unit};
-use kiln_model::run::Phase;
+use kiln_model::run::{Phase, RunState};
 
 /// Between two progress events of one step.
 const PROGRESS_EVERY: Duration = Duration::from_millis(500);
@@ -31,7 +31,7 @@ struct Inner {
     file: File,
     next_seq: u64,
     started: Instant,
-    ended: bool,
+    ended: Option<RunState>,
     phase: Phase,
     step: Option<StepRef>,
     last_progress: HashMap<String, Instant>,
@@ -51,12 +51,13 @@ impl Journal {
         }
         file.seek(SeekFrom::End(0))?;
         let lines = text[..whole].iter().filter(|byte| **byte == b'\n').count() as u64;
+        let ended = text[..whole].trim_ascii_end().rsplit(|byte| *byte == b'\n').next().and_then(end_state);
         Ok(Self {
             inner: Arc::new(Mutex::new(Inner {
                 file,
                 next_seq: lines,
                 started: Instant::now(),
-                ended: false,
+                ended,
                 phase: Phase::Queued,
                 step: None,
                 last_progress: HashMap::new(),
@@ -67,7 +68,7 @@ impl Journal {
 
     pub fn append(&self, event: RunEventKind) {
         let mut inner = self.inner.lock().unwrap_or_else(PoisonError::into_inner);
-        if inner.ended {
+        if inner.ended.is_some() {
             return;
         }
         match &event {
@@ -81,13 +82,16 @@ impl Journal {
             }
             _ => {}
         }
-        let ends = matches!(event, RunEventKind::RunEnded { .. });
+        let ends = match &event {
+            RunEventKind::RunEnded { state, .. } => Some(*state),
+            _ => None,
+        };
         let event =
             RunEvent { seq: inner.next_seq, time: now(), elapsed_ms: millis(inner.started.elapsed()), event };
         let written = serde_json::to_vec(&event).map_err(io::Error::other).and_then(|mut line| {
             line.push(b'\n');
             inner.file.write_all(&line)?;
-            if ends { inner.file.sync_all() } else { Ok(()) }
+            if ends.is_some() { inner.file.sync_all() } else { Ok(()) }
         });
         match written {
             Ok(()) => {
@@ -96,6 +100,11 @@ impl Journal {
             }
             Err(error) => inner.broken = inner.broken.take().or(Some(error)),
         }
+    }
+
+    /// How the run ended, if it has.
+    pub fn ended(&self) -> Option<RunState> {
+        self.inner.lock().unwrap_or_else(PoisonError::into_inner).ended
     }
 
     /// The first error of writing, if there was one.
@@ -189,6 +198,14 @@ impl Drop for Step {
     }
 }
 
+/// The state that a line of the journal ends the run with, if it does.
+fn end_state(line: &[u8]) -> Option<RunState> {
+    match serde_json::from_slice::<RunEvent>(line).ok()?.event {
+        RunEventKind::RunEnded { state, .. } => Some(state),
+        _ => None,
+    }
+}
+
 /// RFC 3339 with milliseconds, UTC.
 pub(crate) fn now() -> String {
     jiff::Timestamp::now().strftime("%Y-%m-%dT%H:%M:%S.%3fZ").to_string()
@@ -201,7 +218,6 @@ pub(crate) fn millis(duration: Duration) -> u64 {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use kiln_model::run::RunState;
 
     fn lines(path: &Path) -> Vec<RunEvent> {
         std::fs::read_to_string(path).unwrap().lines().map(|l| serde_json::from_str(l).unwrap()).collect()
@@ -236,6 +252,11 @@ mod tests {
         journal.append(ended());
         journal.append(ended());
         journal.info("late");
+        assert_eq!(lines(&path).len(), 1);
+        // Nor by somebody who comes later.
+        let journal = Journal::open(&path).unwrap();
+        assert_eq!(journal.ended(), Some(RunState::Succeeded));
+        journal.append(ended());
         assert_eq!(lines(&path).len(), 1);
     }
 

@@ -26,7 +26,8 @@ pub enum SettleError {
 
 /// Ends a run whose worker ended without a last event; `how` says how the worker went.
 ///
-/// A canceled run becomes Canceled, any other Failed. Returns the state written.
+/// A canceled run becomes Canceled, any other Failed. Returns the state
+/// the run has, which may have been written before.
 pub fn settle(dir: &RunDir, how: &str) -> Result<RunState, SettleError> {
     let io = |path: PathBuf| move |source| SettleError::Io { path, source };
     let _lock = FileLock::try_exclusive(dir.lock())
@@ -40,6 +41,10 @@ pub fn settle(dir: &RunDir, how: &str) -> Result<RunState, SettleError> {
         kiln_host::publish::remove_leftovers(&request.output_dir).map_err(io(request.output_dir.clone()))?;
     }
     let journal = Journal::open(&dir.events()).map_err(io(dir.events()))?;
+    // It may have ended in the moment before its worker did.
+    if let Some(state) = journal.ended() {
+        return Ok(state);
+    }
     let canceled = dir.is_asked(Request::Cancel);
     let (state, message) = if canceled {
         (RunState::Canceled, "the run was canceled and its worker killed".to_owned())
