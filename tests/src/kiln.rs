@@ -132,6 +132,11 @@ impl Kiln {
         self.start(template).wait()
     }
 
+    /// Builds what ends before a machine starts: it need not wait for a guest's slot.
+    pub fn build_without_guest(&self, template: &Template) -> Ended {
+        self.begin(template, &[], None).wait()
+    }
+
     /// Writes `template` and starts its build, when there is a slot for a guest.
     pub fn start(&self, template: &Template) -> Running<'_> {
         self.start_with(template, &[])
@@ -139,7 +144,10 @@ impl Kiln {
 
     /// The same with more arguments.
     pub fn start_with(&self, template: &Template, args: &[&str]) -> Running<'_> {
-        let slot = slots::take();
+        self.begin(template, args, Some(slots::take()))
+    }
+
+    fn begin(&self, template: &Template, args: &[&str], slot: Option<Slot>) -> Running<'_> {
         let file = self.home.path().join("template.json");
         std::fs::write(&file, template.text()).unwrap();
         let mut command = self.command(["build", "--json", "-o"]);
@@ -257,7 +265,7 @@ pub struct Running<'a> {
     seen: Arc<Seen>,
     stderr: std::thread::JoinHandle<String>,
     started: Instant,
-    _slot: Slot,
+    _slot: Option<Slot>,
 }
 
 impl Running<'_> {

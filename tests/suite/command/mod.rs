@@ -1,1 +1,5 @@
-//! The command, driven as a person drives it.
+//! The command, driven as a person drives it; no guest is booted here.
+
+mod images;
+mod refusals;
+mod templates;

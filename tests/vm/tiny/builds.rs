@@ -5,6 +5,7 @@ use kiln_tests::footer;
 use kiln_tests::kiln::Kiln;
 use kiln_tests::program::sha256sum;
 use kiln_tests::server::{Answer, Server};
+use kiln_tests::slots;
 use kiln_tests::template::tiny;
 use rustix::process::Signal;
 use serde_json::json;
@@ -78,6 +79,22 @@ fn the_first_failing_customizer_ends_the_build() {
         assert!(ended.stderr.contains(part), "stderr lacks {part:?}:\n{}", ended.stderr);
     }
     kiln.assert_nothing_left();
+}
+
+/// For people and their scripts: standard output is data, standard error is talk.
+#[test]
+fn in_a_pipe_standard_output_is_the_artifact_alone() {
+    let kiln = Kiln::new();
+    let file = kiln.path().join("template.json");
+    std::fs::write(&file, tiny().shell("speak", ["echo the guest speaks"]).text()).unwrap();
+    let _slot = slots::take();
+    let ended = kiln.run(["build", "-o", kiln.out().to_str().unwrap(), file.to_str().unwrap()]);
+    assert_eq!(ended.status.code(), Some(0), "{}", ended.stderr);
+    assert_eq!(ended.text(), format!("{}\n", kiln.out().join("out.vhd").display()));
+    for part in ["speak", "the guest speaks", "out.vhd", "Distributing"] {
+        assert!(ended.stderr.contains(part), "stderr lacks {part:?}:\n{}", ended.stderr);
+    }
+    assert!(!ended.stderr.contains('\u{1b}'), "no colours or cursor movements in a pipe: {:?}", ended.stderr);
 }
 
 /// What is published stays published: a later failure takes nothing away.

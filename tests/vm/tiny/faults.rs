@@ -15,7 +15,7 @@ use rustix::process::{Pid, Signal, kill_process};
 enum Moment {
     /// A server that drips a byte a second.
     Inputs,
-    /// A disk of zeros: the machine runs, and nothing answers.
+    /// A disk whose boot sector halts: the machine runs, and nothing answers.
     Connect,
     /// A customizer that sleeps.
     Customize,
@@ -48,13 +48,13 @@ impl Moment {
         match self {
             Moment::Inputs => tiny().file("slow", &server.url("/slow"), "/tmp/slow"),
             Moment::Connect => {
-                let zeros = kiln.path().join("zeros.raw");
-                std::fs::File::create(&zeros).unwrap().set_len(64 << 20).unwrap();
-                let args = ["images", "import", zeros.to_str().unwrap(), "--name", "zeros", "--version", "1"];
-                let args = args.into_iter().chain(["--platform", "Kiln:tests:zeros", "--generation", "1"]);
+                let mute = kiln.path().join("mute.raw");
+                std::fs::write(&mute, mute_disk()).unwrap();
+                let args = ["images", "import", mute.to_str().unwrap(), "--name", "mute", "--version", "1"];
+                let args = args.into_iter().chain(["--platform", "Kiln:tests:mute", "--generation", "1"]);
                 let imported = kiln.run(args);
                 assert!(imported.status.success(), "{}", imported.stderr);
-                Template::new("Kiln", "tests", "zeros").vm_size("Standard_A0")
+                Template::new("Kiln", "tests", "mute").vm_size("Standard_A0")
             }
             Moment::Customize => tiny().shell("forever", [endless]),
             Moment::Deprovision => tiny()
@@ -88,6 +88,17 @@ impl Moment {
             Moment::Distribute => "VHD \"out\"",
         }
     }
+}
+
+/// A disk with a partition table and a boot sector that does nothing, for ever.
+fn mute_disk() -> Vec<u8> {
+    let mut disk = vec![0; 64 << 20];
+    // hlt; jmp to it
+    disk[..3].copy_from_slice(&[0xf4, 0xeb, 0xfd]);
+    // One Linux partition from sector 2048 to the end.
+    disk[446..462].copy_from_slice(&[0x80, 0, 0, 0, 0x83, 0, 0, 0, 0, 8, 0, 0, 0, 0xf8, 1, 0]);
+    disk[510..512].copy_from_slice(&[0x55, 0xaa]);
+    disk
 }
 
 impl Deed {
