@@ -283,7 +283,8 @@ pub mod tests {
               phases     Building 13.9s
               log        /runs/RUN/customization.log
               console    /runs/RUN/serial.log
-        "#]].assert_eq(&report(SETTLED_RUN));
+        "#]]
+        .assert_eq(&report(SETTLED_RUN));
     }
 
     #[test]
