@@ -35,7 +35,7 @@ pub struct Document {
     pub(crate) in_deployment: bool,
     /// A name made of the file's, for templates that have none.
     pub(crate) fallback_name: String,
-    /// What was found on the way: warnings and notes.
+    /// What was found on the way; errors among them, for the check to report with the rest.
     pub(crate) notes: Vec<Problem>,
 }
 
@@ -44,11 +44,11 @@ impl Document {
     /// `file_name_hint` names the template where its text does not.
     ///
     /// # Errors
-    /// Not text, no JSON and no YAML, too large, too deep, repeated keys; a deployment
-    /// template with expressions, or without an image template.
+    /// Not text, no JSON and no YAML, too large, too deep; a deployment template with
+    /// expressions, or without an image template. Repeated keys are found by [`crate::check()`].
     pub fn parse(bytes: &[u8], file_name_hint: &str) -> Result<Document, Problems> {
         let text = Text::new(bytes)?;
-        let (root, _) = tree::parse(&text, file_name_hint)?;
+        let root = tree::parse(&text, file_name_hint)?;
         if !matches!(root.value, Value::Object(_)) {
             return Err(Problem::error(
                 Code::NotATemplate,
@@ -58,23 +58,19 @@ impl Document {
             .help(format!("it begins with {{ \"type\": \"{RESOURCE_TYPE}\", …"))
             .into());
         }
-        let sha256 = Sha256::from_bytes(sha2::Sha256::digest(bytes).into());
-        let fallback_name = name_from_file(file_name_hint);
-        let document = |resource, pointer, in_deployment, notes| Document {
-            sha256,
-            text: text.clone(),
+        let mut notes = tree::repeated_keys(&root, &text);
+        let in_deployment = is_deployment(&root);
+        let (resource, pointer) =
+            if in_deployment { take_out(&root, &text, &mut notes)? } else { (root, String::new()) };
+        Ok(Document {
+            sha256: Sha256::from_bytes(sha2::Sha256::digest(bytes).into()),
+            text,
             resource,
             pointer,
             in_deployment,
-            fallback_name,
+            fallback_name: name_from_file(file_name_hint),
             notes,
-        };
-        if is_deployment(&root) {
-            let (resource, pointer, notes) = take_out(root, &text)?;
-            Ok(document(resource, pointer, true, notes))
-        } else {
-            Ok(document(root, String::new(), false, Vec::new()))
-        }
+        })
     }
 
     pub(crate) fn cursor(&self) -> Cursor<'_> {
@@ -92,8 +88,8 @@ fn is_deployment(root: &Node) -> bool {
 }
 
 /// Takes the one image template out of a deployment template.
-fn take_out(root: Node, text: &Text) -> Result<(Node, String, Vec<Problem>), Problems> {
-    let top = Cursor::root(&root);
+fn take_out(root: &Node, text: &Text, notes: &mut Vec<Problem>) -> Result<(Node, String), Problems> {
+    let top = Cursor::root(root);
     let resources = root.members().iter().find(|member| member.key.eq_ignore_ascii_case("resources"));
     let list: Vec<Cursor<'_>> = resources.map_or_else(Vec::new, |member| {
         let cursor = top.member(member);
@@ -105,7 +101,6 @@ fn take_out(root: Node, text: &Text) -> Result<(Node, String, Vec<Problem>), Pro
         }
     });
     let mut found: Vec<Cursor<'_>> = Vec::new();
-    let mut notes = Vec::new();
     for resource in list {
         let kind = resource.node.get_ignoring_case("type").and_then(Node::as_str).unwrap_or_default();
         if kind.eq_ignore_ascii_case(RESOURCE_TYPE) {
@@ -175,7 +170,7 @@ fn take_out(root: Node, text: &Text) -> Result<(Node, String, Vec<Problem>), Pro
     let pointer = resource.pointer.clone();
     let mut resource = resource.node.clone();
     unescape(&mut resource);
-    Ok((resource, pointer, notes))
+    Ok((resource, pointer))
 }
 
 /// ARM's rule: `[…]` is an expression, `[[…]` a literal.

@@ -57,6 +57,9 @@ fn steps(
         .iter()
         .enumerate()
         .filter_map(|(index, item)| {
+            if report.is_hopeless() {
+                return None;
+            }
             let position = u32::try_from(index + 1).unwrap_or(u32::MAX);
             step(item, position, role, os, &mut names, report)
         })

@@ -7,7 +7,7 @@
 use super::report::Report;
 use super::schema::{Field, FieldKind, Kind};
 use crate::document::{placeholders_in, shown};
-use crate::problem::{Code, Problem};
+use crate::problem::{Code, Problem, Severity};
 use crate::suggest;
 use crate::tree::{Cursor, Member, Node, Value};
 
@@ -75,6 +75,9 @@ impl<'a> Object<'a> {
         }
         let mut object = Object { cursor: cursor.clone(), fields: Vec::new() };
         for member in cursor.node.members() {
+            if report.is_hopeless() {
+                break;
+            }
             if !envelope.iter().any(|name| name.eq_ignore_ascii_case(&member.key)) {
                 object.take(member, table, report);
             }
@@ -103,6 +106,10 @@ impl<'a> Object<'a> {
             report.push(problem.help("take it out, or change the type"));
             return;
         }
+        if field.kind == FieldKind::ReadOnly {
+            report.note(&at, Code::ReadOnlyField, format!("'{}' is read-only: it is ignored", field.name));
+            return;
+        }
         if report.version < field.since {
             let help = format!("'{}' exists since api-version {}", field.name, field.since);
             return self.unknown_field(member, &at, Some(help), report);
@@ -112,11 +119,11 @@ impl<'a> Object<'a> {
             let help = if field.name == "script" { format!("{help}; it is 'scriptUri' since") } else { help };
             return self.unknown_field(member, &at, Some(help), report);
         }
-        if field.kind == FieldKind::ReadOnly {
-            report.note(&at, Code::ReadOnlyField, format!("'{}' is read-only: it is ignored", field.name));
-            return;
-        }
         if let Some((_, first)) = self.fields.iter().find(|(name, _)| *name == field.name) {
+            if first.pointer == at.pointer {
+                // The same letters: reported with the file's other repeated keys.
+                return;
+            }
             let first = report.place(first);
             let place = report.place_at(&at.pointer, member.key_span.start);
             let message = format!(
@@ -134,6 +141,9 @@ impl<'a> Object<'a> {
             !matches!(field.kind, FieldKind::BelongsTo(_))
                 && (field.since..=field.until).contains(&report.version)
         };
+        if report.is_full() {
+            return self.unknown_field(member, at, None, report);
+        }
         let by_case = table.iter().filter(visible).find(|field| field.name.eq_ignore_ascii_case(&member.key));
         if let Some(field) = by_case {
             let help = format!(
@@ -215,10 +225,15 @@ impl<'a> Object<'a> {
             Value::Bool(value) => Got::Is(*value),
             Value::String(text) if is_placeholder(text) => Got::Bad,
             other => {
-                let corrected = match other {
-                    Value::String(text) if text.eq_ignore_ascii_case("true") => Some("true".to_owned()),
-                    Value::String(text) if text.eq_ignore_ascii_case("false") => Some("false".to_owned()),
-                    _ => None,
+                let meant = |words: [&str; 2]| {
+                    other_text(other).is_some_and(|text| words.iter().any(|w| w.eq_ignore_ascii_case(text)))
+                };
+                let corrected = if meant(["true", "yes"]) {
+                    Some("true".to_owned())
+                } else if meant(["false", "no"]) {
+                    Some("false".to_owned())
+                } else {
+                    None
                 };
                 wrong_type(at, "true or false", corrected, report);
                 Got::Bad
@@ -377,6 +392,13 @@ fn names(kinds: &[Kind], report: &Report<'_>) -> String {
     here.join(", ")
 }
 
+fn other_text(value: &Value) -> Option<&str> {
+    match value {
+        Value::String(text) => Some(text),
+        _ => None,
+    }
+}
+
 pub(super) fn string<'a>(at: &Cursor<'a>, report: &mut Report<'_>) -> Got<At<'a>> {
     match &at.node.value {
         // Reported once for the whole file.
@@ -450,6 +472,9 @@ pub(super) fn wrong_type(
     corrected: Option<String>,
     report: &mut Report<'_>,
 ) {
+    if report.counted(Severity::Error) {
+        return;
+    }
     let (parent, field) = report.label_of_parent(&at.pointer);
     let message =
         format!("Validation failed: '{parent}': Field '{field}' must be {expected}, not {}", at.node.kind());

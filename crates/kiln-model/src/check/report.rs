@@ -16,6 +16,7 @@ pub(super) struct Report<'a> {
     /// Portability notes are errors.
     azure: bool,
     problems: Vec<Problem>,
+    errors: usize,
     left_out: usize,
     left_out_errors: bool,
 }
@@ -28,9 +29,31 @@ impl<'a> Report<'a> {
             version,
             azure,
             problems: Vec::new(),
+            errors: 0,
             left_out: 0,
             left_out_errors: false,
         }
+    }
+
+    /// The list is full: a problem more is counted, and needs no help.
+    pub fn is_full(&self) -> bool {
+        self.left_out > 0
+    }
+
+    /// Counts a problem for which there is no room on the list, so that it need not be
+    /// worded: a hostile file has a million of them. False if there is room.
+    pub fn counted(&mut self, severity: Severity) -> bool {
+        if self.is_full() {
+            self.left_out += 1;
+            self.errors += usize::from(severity == Severity::Error);
+            self.left_out_errors |= severity == Severity::Error;
+        }
+        self.is_full()
+    }
+
+    /// The list is full, and the template is refused already: the rest need not be looked at.
+    pub fn is_hopeless(&self) -> bool {
+        self.is_full() && self.errors > 0
     }
 
     pub fn place(&self, cursor: &Cursor<'_>) -> Place {
@@ -43,12 +66,12 @@ impl<'a> Report<'a> {
 
     /// Puts a problem on the list; its help is added to what comes back.
     pub fn push(&mut self, problem: Problem) -> &mut Problem {
+        self.errors += usize::from(problem.severity == Severity::Error);
         if self.problems.len() == MOST_PROBLEMS {
-            // The last one is overwritten by each that follows, and the count of them.
+            // The list keeps its length: the last place is for the newest.
             self.left_out += 1;
-            self.left_out_errors |= problem.severity == Severity::Error;
-            let last = self.problems.len() - 1;
-            self.problems.truncate(last);
+            let last = self.problems.pop();
+            self.left_out_errors |= last.is_some_and(|problem| problem.severity == Severity::Error);
         }
         self.problems.push(problem);
         let last = self.problems.len() - 1;
@@ -154,7 +177,7 @@ impl<'a> Report<'a> {
                 severity,
                 Code::Syntax,
                 &place,
-                format!("{} more problems are not listed", self.left_out),
+                format!("at least {} more problems are not listed", self.left_out),
             ));
         }
         Problems::new(self.problems)

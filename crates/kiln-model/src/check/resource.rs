@@ -34,7 +34,11 @@ pub(super) fn template(
     if document.in_deployment {
         envelope.extend(schema::DEPLOYMENT_ENVELOPE);
     }
-    let name = read_envelope(document, report);
+    let (name, is_template) = read_envelope(document, report);
+    if !is_template {
+        // Whatever it is, an image template's fields are not its.
+        return None;
+    }
     let resource = Object::open_with_envelope(&cursor, schema::RESOURCE, &envelope, report)?;
 
     let location = resource.required("location", report).map(|(text, _)| text.to_owned());
@@ -146,14 +150,15 @@ fn walk<'a>(cursor: &Cursor<'a>, visit: &mut impl FnMut(&Cursor<'a>, &str)) {
     }
 }
 
-/// Type, name and dependsOn; gives the template's name.
-fn read_envelope(document: &Document, report: &mut Report<'_>) -> Option<String> {
+/// Type, name and dependsOn; gives the template's name, and whether it is an image template.
+fn read_envelope(document: &Document, report: &mut Report<'_>) -> (Option<String>, bool) {
     let cursor = document.cursor();
     let mut name = Some(document.fallback_name.clone());
+    let mut is_template = true;
     for member in document.resource.members() {
         let at = cursor.member(member);
         match (member.key.to_ascii_lowercase().as_str(), &member.value.value) {
-            ("type", Value::String(text)) => resource_type(text, &at, report),
+            ("type", Value::String(text)) => is_template &= resource_type(text, &at, report),
             ("name", Value::String(text)) if !is_placeholder(text) => {
                 if is_name(text) {
                     name = Some(text.clone());
@@ -180,19 +185,19 @@ fn read_envelope(document: &Document, report: &mut Report<'_>) -> Option<String>
             _ => {}
         }
     }
-    name
+    (name, is_template)
 }
 
-fn resource_type(text: &str, at: &Cursor<'_>, report: &mut Report<'_>) {
+fn resource_type(text: &str, at: &Cursor<'_>, report: &mut Report<'_>) -> bool {
     // ARM's types compare without case.
     if text.eq_ignore_ascii_case(RESOURCE_TYPE) || is_placeholder(text) {
-        return;
+        return true;
     }
     if text.eq_ignore_ascii_case("Microsoft.VirtualMachineImages") {
         report
             .warning(at, Code::WrongResourceType, "the type is cut short: it is read as an image template")
             .help = Some(format!("write \"{RESOURCE_TYPE}\""));
-        return;
+        return true;
     }
     report
         .error(
@@ -201,6 +206,7 @@ fn resource_type(text: &str, at: &Cursor<'_>, report: &mut Report<'_>) {
             format!("the resource is of type '{}', not an image template", shown(text)),
         )
         .help = Some(format!("an image template has the type \"{RESOURCE_TYPE}\""));
+    false
 }
 
 /// ARM's tags: strings by name. Limits of Azure are portability notes.
@@ -318,7 +324,8 @@ fn identity(resource: &Object<'_>, report: &mut Report<'_>) -> Option<Option<Str
             None
         }
         (_, [id]) => {
-            report.no_local_meaning(id, "a managed identity has no rights on this host");
+            let at = identity.get("userAssignedIdentities").unwrap_or(&identity.cursor);
+            report.no_local_meaning(at, "a managed identity has no rights on this host");
             let member = id.pointer.rsplit('/').next().unwrap_or_default();
             Some(Some(member.replace("~1", "/").replace("~0", "~")))
         }

@@ -174,7 +174,9 @@ pub(super) fn input_location(text: &str) -> Result<InputLocation, BadAddress> {
 
 fn advice(text: &str) -> String {
     if text.starts_with('/') {
-        format!("for a file of this host write file://{text}")
+        // The text may be half an address, with a secret behind its question mark.
+        let path = text.split(['?', '#']).next().unwrap_or_default().trim_start_matches('/');
+        format!("for a file of this host write file:///{path}")
     } else {
         "http://, https:// or file:/// (absolute path) is expected".to_owned()
     }

@@ -35,7 +35,8 @@ pub(super) fn parse(text: &Text) -> Result<Node, Problem> {
 fn convert(value: ast::Value<'_>, text: &Text, depth: usize) -> Result<Node, Problem> {
     let range = value.range();
     let span = Span::new(range.start, range.end);
-    if depth > MAX_DEPTH {
+    let nests = matches!(value, ast::Value::Array(_) | ast::Value::Object(_));
+    if nests && depth > MAX_DEPTH {
         return Err(too_deep(&text.place("", span.start)));
     }
     let value = match value {

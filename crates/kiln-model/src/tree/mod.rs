@@ -17,7 +17,7 @@ mod yaml;
 
 pub(crate) use text::Text;
 
-use crate::problem::{Code, Place, Problem, Problems};
+use crate::problem::{Code, Place, Problem};
 
 /// Longer files are refused unread.
 pub(crate) const MAX_BYTES: usize = 4 << 20;
@@ -127,55 +127,46 @@ pub(crate) fn push(pointer: &str, key: &str) -> String {
     format!("{pointer}/{}", key.replace('~', "~0").replace('/', "~1"))
 }
 
-/// What a file was written in.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub(crate) enum Syntax {
-    Json,
-    Yaml,
-}
-
 /// Reads a whole text. The content decides between JSON and YAML; the file's name
 /// only where a text that starts like JSON is none.
-pub(crate) fn parse(text: &Text, file_name: &str) -> Result<(Node, Syntax), Problems> {
+pub(crate) fn parse(text: &Text, file_name: &str) -> Result<Node, Problem> {
     let named_yaml = [".yaml", ".yml"].iter().any(|end| file_name.to_ascii_lowercase().ends_with(end));
-    let (node, syntax) = if text.looks_like_json() {
-        match json::parse(text) {
-            Ok(node) => (node, Syntax::Json),
-            // `{a: 1}` is a YAML mapping, too.
-            Err(problem) if named_yaml => match yaml::parse(text) {
-                Ok(node) => (node, Syntax::Yaml),
-                Err(_) => return Err(problem.into()),
-            },
-            Err(problem) => return Err(problem.into()),
-        }
-    } else {
-        (yaml::parse(text)?, Syntax::Yaml)
-    };
-    let mut repeated = Vec::new();
-    find_repeated_keys(&Cursor::root(&node), text, &mut repeated);
-    if repeated.is_empty() { Ok((node, syntax)) } else { Err(Problems::new(repeated)) }
+    if text.text.trim().is_empty() {
+        return Err(Problem::error(Code::Syntax, &text.place("", 0), "the file is empty"));
+    }
+    if !text.looks_like_json() {
+        return yaml::parse(text);
+    }
+    match json::parse(text) {
+        // `{a: 1}` is a YAML mapping, too.
+        Err(problem) if named_yaml => yaml::parse(text).map_err(|_| problem),
+        other => other,
+    }
 }
 
+/// Repeated keys that are listed; a file with more is no template.
+const MOST_REPEATED: usize = 100;
+
 /// Repeated keys are an error with both places: which one a reader takes is anyone's guess.
+pub(crate) fn repeated_keys(root: &Node, text: &Text) -> Vec<Problem> {
+    let mut problems = Vec::new();
+    find_repeated_keys(&Cursor::root(root), text, &mut problems);
+    problems
+}
+
 fn find_repeated_keys(cursor: &Cursor<'_>, text: &Text, problems: &mut Vec<Problem>) {
     match &cursor.node.value {
         Value::Object(members) => {
             let mut seen = std::collections::HashMap::with_capacity(members.len());
             for member in members {
-                if let Some(first) = seen.insert(member.key.as_str(), member.key_span) {
-                    let place = text.place(&push(&cursor.pointer, &member.key), member.key_span.start);
-                    let first = text.place("", first.start);
-                    problems.push(
-                        Problem::error(
-                            Code::RepeatedKey,
-                            &place,
-                            format!(
-                                "\"{}\" is here for the second time: it was given at line {}, column {} already",
-                                member.key, first.line, first.column
-                            ),
-                        )
-                        .help("keep one of them"),
-                    );
+                match seen.entry(member.key.as_str()) {
+                    std::collections::hash_map::Entry::Vacant(free) => {
+                        free.insert(member.key_span);
+                    }
+                    std::collections::hash_map::Entry::Occupied(first) if problems.len() < MOST_REPEATED => {
+                        problems.push(repeated(&cursor.pointer, member, *first.get(), text));
+                    }
+                    std::collections::hash_map::Entry::Occupied(_) => {}
                 }
                 find_repeated_keys(&cursor.member(member), text, problems);
             }
@@ -187,6 +178,22 @@ fn find_repeated_keys(cursor: &Cursor<'_>, text: &Text, problems: &mut Vec<Probl
         }
         Value::Null | Value::Bool(_) | Value::Number(_) | Value::String(_) => {}
     }
+}
+
+fn repeated(pointer: &str, member: &Member, first: Span, text: &Text) -> Problem {
+    let place = text.place(&push(pointer, &member.key), member.key_span.start);
+    let first = text.place("", first.start);
+    Problem::error(
+        Code::RepeatedKey,
+        &place,
+        format!(
+            "\"{}\" is here for the second time: it was given at line {}, column {} already",
+            crate::document::shown(&member.key),
+            first.line,
+            first.column
+        ),
+    )
+    .help("keep one of them")
 }
 
 fn too_deep(place: &Place) -> Problem {

@@ -5,6 +5,7 @@
 
 use serde::Deserialize;
 use serde::de::{self, Deserializer, MapAccess, SeqAccess, Visitor};
+use serde_yaml::budget::BudgetBreach;
 use serde_yaml::{DuplicateKeyPolicy, Location, Spanned};
 
 use super::{MAX_BYTES, MAX_DEPTH, Member, Node, Span, Text, Value, too_deep};
@@ -13,10 +14,12 @@ use crate::problem::{Code, Problem};
 /// Nodes that aliases may stand for, all together.
 const MAX_ALIASED: usize = 20_000;
 
-pub(super) fn parse(text: &Text) -> Result<Node, Problem> {
+fn parse_here(text: &Text) -> Result<Node, Problem> {
     let options = serde_yaml::options! {
         budget: serde_yaml::budget! {
             max_depth: MAX_DEPTH,
+            // The scanner looks 1024 characters ahead; the depth above is what ends deep files.
+            flow_nesting_limit: 2048,
             max_documents: 1,
             max_total_scalar_bytes: MAX_BYTES,
         },
@@ -29,6 +32,26 @@ pub(super) fn parse(text: &Text) -> Result<Node, Problem> {
     let tree: Spanned<Raw> =
         serde_yaml::from_str_with_options(&text.text, options).map_err(|error| syntax_error(text, &error))?;
     convert(tree, text, 1)
+}
+
+/// Bytes of stack for reading YAML. The deserializer and serde's visitors take up to
+/// 40 KiB a level unoptimized: 64 levels of it do not fit into a thread of tokio's.
+const STACK: usize = 16 << 20;
+
+/// Reads YAML on a stack that is large enough for [`MAX_DEPTH`], whatever the caller's is.
+pub(super) fn parse(text: &Text) -> Result<Node, Problem> {
+    std::thread::scope(|scope| {
+        let reader = std::thread::Builder::new()
+            .name("yaml".to_owned())
+            .stack_size(STACK)
+            .spawn_scoped(scope, || parse_here(text));
+        let failed = |what: &str| Problem::error(Code::Syntax, &text.place("", 0), what);
+        match reader.map(std::thread::ScopedJoinHandle::join) {
+            Ok(Ok(result)) => result,
+            Ok(Err(_)) => Err(failed("the YAML reader gave up on this file")),
+            Err(_) => Err(failed("the host has no room for a thread to read YAML")),
+        }
+    })
 }
 
 /// YAML's values before they get their places.
@@ -120,7 +143,7 @@ impl<'de> Visitor<'de> for RawVisitor {
 
 fn convert(raw: Spanned<Raw>, text: &Text, depth: usize) -> Result<Node, Problem> {
     let span = span_of(&raw.referenced);
-    if depth > MAX_DEPTH {
+    if matches!(raw.value, Raw::List(_) | Raw::Object(_)) && depth > MAX_DEPTH {
         return Err(too_deep(&text.place("", span.start)));
     }
     let written = || text.text.get(span.start as usize..span.end as usize).unwrap_or_default().trim();
@@ -176,6 +199,9 @@ fn syntax_error(text: &Text, error: &serde_yaml::Error) -> Problem {
             None => text.place("", 0),
         },
     );
+    if let serde_yaml::Error::Budget { breach: BudgetBreach::Depth { .. }, .. } = error.without_snippet() {
+        return too_deep(&place);
+    }
     let message = error.to_string();
     // The place is said already; the first line says what is wrong.
     let first = message.lines().next().unwrap_or_default();
