@@ -9,7 +9,7 @@
 marker=$1 d=$2 o=$3 e=$4 final=$5
 # Standard error belongs to the step; what our own programs complain about has no place there.
 exec 5>&2 2>/dev/null
-boot=$(cat /proc/sys/kernel/random/boot_id)
+read -r boot < /proc/sys/kernel/random/boot_id
 so=- se=- code=-
 
 sizes() { so=$(wc -c < "$d/out"); se=$(wc -c < "$d/err"); so=$((so)) se=$((se)); }
@@ -31,7 +31,8 @@ runner_lives() {
 
 tries=0
 while :; do
-  began_in=$(cat "$d/boot")
+  began_in=
+  { read -r began_in < "$d/boot"; } 2>/dev/null
   if [ -f "$d/exit" ]; then
     read -r code so se < "$d/exit"
     say ended "$(going_down)"

@@ -10,7 +10,9 @@ going_down() {
       running|degraded|starting|initializing|maintenance) ;;
       *) return ;;
     esac
-    # logind may hold a shutdown back for a moment (inhibitor locks) before systemd hears of it.
+    # logind may hold a shutdown back for a moment, before systemd hears of it, where programs hold inhibitor locks.
+    set -- /run/systemd/inhibit/*
+    if [ ! -e "$1" ]; then echo no; return; fi
     case $(busctl --timeout=5 get-property org.freedesktop.login1 /org/freedesktop/login1 \
         org.freedesktop.login1.Manager PreparingForShutdown 2>/dev/null) in
       *true*) echo now ;;

@@ -12,7 +12,7 @@ nonce=$1 as=$2 extension=$3 size=$4
 shift 4
 answer() { printf 'kiln-launch-%s %s %s\n' "$nonce" "$1" "$2"; }
 fail() { answer failed "$1"; exit 0; }
-boot=$(cat /proc/sys/kernel/random/boot_id)
+read -r boot < /proc/sys/kernel/random/boot_id
 
 is_volatile() {
   # File system types tmpfs and ramfs: statfs(2).
@@ -23,7 +23,10 @@ is_volatile() {
 # The step is begun by whoever makes the directory "started", which the runner does first of all: a second runner of
 # the same step does nothing. The answer comes from a process of its own, because a broken link would kill it.
 begin() {
-  ( answer script "$(cat "$1/script")"; answer folder "$1"; answer started "$(cat "$1/boot")" )
+  (
+    read -r script < "$1/script" && read -r boot < "$1/boot" &&
+      answer script "$script" && answer folder "$1" && answer started "$boot"
+  )
   # This shell is the leader of its session (the SSH server made it so), so setsid forks and returns at once. To
   # start the step by "&" would leave SIGINT ignored in everything it runs.
   exec </dev/null >>"$1/log" 2>&1

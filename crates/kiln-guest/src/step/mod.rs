@@ -45,7 +45,7 @@ pub(crate) const SCRIPT_DIRS: [&str; 4] = ["/tmp", "/var/tmp", "~", "/run"];
 pub(crate) const LETS_RUN: &str = include_str!("lets_run.sh");
 const GOING_DOWN: &str = include_str!("going_down.sh");
 
-/// For killing and removing after an interruption, together.
+/// For killing, and for removing, after an interruption.
 const CLEAN_UP_LIMIT: Duration = Duration::from_secs(5);
 /// For removing after a step that ended.
 const REMOVE_LIMIT: Duration = Duration::from_secs(60);
@@ -196,15 +196,14 @@ impl Guest {
         let mut following =
             Following { guest: self, step: &step, nonce: nonce(), stdout: 0, stderr: 0, lost: None };
         let end = following.follow(&mut on_output, control).await;
-        let clean_up = match &end {
-            Ok(_) => control.within(REMOVE_LIMIT),
-            Err(_) => Control::ending_in(CLEAN_UP_LIMIT),
-        };
         let nonce = following.nonce;
-        if end.is_err() {
-            self.kill(&nonce, &clean_up).await;
-        }
-        self.remove(&nonce, &mut on_output, &clean_up).await;
+        let removing = if end.is_ok() {
+            control.within(REMOVE_LIMIT)
+        } else {
+            self.kill(&nonce, &Control::ending_in(CLEAN_UP_LIMIT)).await;
+            Control::ending_in(CLEAN_UP_LIMIT)
+        };
+        self.remove(&nonce, &mut on_output, &removing).await;
         end
     }
 

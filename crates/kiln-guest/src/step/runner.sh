@@ -6,7 +6,7 @@
 d=$1
 # Whoever makes this directory begins the step; nobody else does.
 mkdir "$d/started" || exit 0
-boot=$(cat /proc/sys/kernel/random/boot_id)
+read -r boot < /proc/sys/kernel/random/boot_id
 exec 6>>"$d/out" 7>>"$d/err" 9<>"$d/alive"
 
 # Into room that was taken beforehand, then renamed: a full disk does not lose the end of a step.

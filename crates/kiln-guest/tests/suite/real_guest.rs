@@ -70,7 +70,7 @@ async fn shell(guest: &Guest, command: &str) -> String {
 async fn no_trace(guest: &Guest) {
     let found = shell(
         guest,
-        "sudo find / -xdev \\( -name '*kiln-*' -o -name 'script_*' \\) ! -path '/proc/*' ! -path '/sys/*' 2>/dev/null \
+        "sudo find / -xdev \\( -name '*kiln-*' -o -name 'script_????????????????????????????????_*' \\) ! -path '/proc/*' ! -path '/sys/*' 2>/dev/null \
          | grep -v systemd || true",
     )
     .await;
@@ -160,12 +160,19 @@ async fn a_step_has_the_rights_asked_for_and_a_place_to_run() {
     shell(&guest, "sudo umount /tmp").await;
 
     // Canceling kills what root runs, too.
-    let control = Control::ending_in(Duration::from_secs(3));
-    let mut step = DetachedStep::new("long", "#!/bin/sh\necho $$ > /run/long.pid; sleep 300\n");
+    let control = control();
+    let mut step = DetachedStep::new("long", "#!/bin/sh\necho $$\nsleep 300\n");
     step.privileged = true;
-    let error = guest.run_detached(step, |_| (), &control).await.unwrap_err();
+    let mut pid = String::new();
+    let hear = |chunk: OutputChunk<'_>| {
+        if let OutputChunk::Stdout(bytes) = chunk {
+            pid.push_str(&String::from_utf8_lossy(bytes));
+            control.cancel();
+        }
+    };
+    let error = guest.run_detached(step, hear, &control).await.unwrap_err();
     assert!(error.interrupted().is_some(), "{error:?}");
-    shell(&guest, "p=$(cat /run/long.pid); sudo rm /run/long.pid; ! test -d /proc/$p").await;
+    shell(&guest, &format!("! test -d /proc/{}", pid.trim())).await;
     no_trace(&guest).await;
 }
 

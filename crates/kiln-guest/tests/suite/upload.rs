@@ -31,7 +31,7 @@ impl Source {
             left -= count;
         }
         file.into_inner().unwrap();
-        let digest = sha256_file(&dir.path().join("source"), &mut |_| Ok(())).unwrap();
+        let digest = sha256_file(dir.path().join("source"), &mut |_| Ok(())).unwrap();
         Self { dir, digest }
     }
 
@@ -163,7 +163,7 @@ async fn a_file_that_was_there_keeps_its_mode_and_a_link_is_followed() {
     symlink("target", home.join("link")).unwrap();
     lab.put(&source, &home.join("link")).await.unwrap();
     assert!(home.join("link").is_symlink());
-    assert_eq!(sha256_file(&home.join("target"), &mut |_| Ok(())).unwrap(), source.digest);
+    assert_eq!(sha256_file(home.join("target"), &mut |_| Ok(())).unwrap(), source.digest);
     assert_eq!(std::fs::metadata(home.join("target")).unwrap().permissions().mode() & 0o7777, 0o751);
 }
 
