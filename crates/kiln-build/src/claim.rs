@@ -17,7 +17,7 @@ use crate::journal::{Journal, now};
 use crate::log::CustomizationLog;
 use crate::run_dir::{CLAIM_FORMAT, Claim, Request, RunDir, RunDirError, RunRequest};
 use crate::watch::FolderWatch;
-use crate::workspace::Workspace;
+use crate::workspace::{self, Workspace};
 
 /// A run that this process could not make its own.
 #[derive(Debug, thiserror::Error)]
@@ -72,12 +72,14 @@ pub fn claim(
         pid: std::process::id(),
         start_time: now(),
         attempt,
+        sockets: workspace::sockets(&settings.runtime_dir, &request.run_id),
     })?;
 
     let operation_id = uuid::Uuid::new_v4().to_string();
     let log = CustomizationLog::open(&dir.customization_log(), &operation_id)
         .map_err(io("create", dir.customization_log()))?;
-    let journal = Journal::open(&dir.events()).map_err(io("create", dir.events()))?;
+    let journal =
+        Journal::open(&dir.events()).map_err(io("create", dir.events()))?.canceled_by(cancel.clone());
     journal.append(RunEventKind::RunStarted {
         format: EVENTS_FORMAT,
         run_id: request.run_id.to_string(),

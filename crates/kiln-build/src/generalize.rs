@@ -153,7 +153,10 @@ async fn clean_up(run: &Run, guest: &ConnectedGuest) -> Result<(), BuildError> {
         .map_err(|source| failed("the build could not be removed from the image".to_owned(), Some(source)))?;
     let text = output.text();
     let complaints = String::from_utf8_lossy(&output.stderr);
-    for line in text.lines().chain(complaints.lines()) {
+    // waagent has renamed the host by now, which sudo complains about and does its work.
+    let complaints: Vec<&str> =
+        complaints.lines().filter(|line| !line.starts_with("sudo: unable to resolve host")).collect();
+    for line in text.lines().chain(complaints.iter().copied()) {
         run.log.say(line);
         if let Some(warning) = line.strip_prefix("kiln: no trim: ") {
             run.journal.warn(format!("free space of the image was not trimmed: {warning}"));
@@ -163,7 +166,7 @@ async fn clean_up(run: &Run, guest: &ConnectedGuest) -> Result<(), BuildError> {
         step.succeed("");
         Ok(())
     } else {
-        let detail = complaints.trim();
+        let detail = complaints.join("; ");
         Err(failed(format!("the build could not be removed from the image: {detail}"), None))
     }
 }

@@ -16,6 +16,7 @@ use std::time::{Duration, Instant};
 
 use kiln_model::event::{NoticeLevel, RunEvent, RunEventKind, StepOutcome, StepRef, Unit};
 use kiln_model::run::{Phase, RunState};
+use tokio_util::sync::CancellationToken;
 
 /// Between two progress events of one step.
 const PROGRESS_EVERY: Duration = Duration::from_millis(500);
@@ -35,6 +36,7 @@ struct Inner {
     phase: Phase,
     step: Option<StepRef>,
     last_progress: HashMap<String, Instant>,
+    cancel: Option<CancellationToken>,
     /// A journal that cannot be written fails the run at its end, not in every step.
     broken: Option<io::Error>,
 }
@@ -52,18 +54,28 @@ impl Journal {
         file.seek(SeekFrom::End(0))?;
         let lines = text[..whole].iter().filter(|byte| **byte == b'\n').count() as u64;
         let ended = text[..whole].trim_ascii_end().rsplit(|byte| *byte == b'\n').next().and_then(end_state);
+        let started =
+            text[..whole].split(|byte| *byte == b'\n').next().and_then(began).unwrap_or_else(Instant::now);
         Ok(Self {
             inner: Arc::new(Mutex::new(Inner {
                 file,
                 next_seq: lines,
-                started: Instant::now(),
+                started,
                 ended,
                 phase: Phase::Queued,
                 step: None,
                 last_progress: HashMap::new(),
+                cancel: None,
                 broken: None,
             })),
         })
+    }
+
+    /// Steps that end without success after `cancel` ended by it.
+    #[must_use]
+    pub fn canceled_by(self, cancel: CancellationToken) -> Self {
+        self.inner.lock().unwrap_or_else(PoisonError::into_inner).cancel = Some(cancel);
+        self
     }
 
     pub fn append(&self, event: RunEventKind) {
@@ -156,7 +168,7 @@ impl Journal {
     }
 }
 
-/// A step under way. Dropped without an end, it failed.
+/// A step under way. Dropped without an end, it failed, or was canceled.
 #[derive(Debug)]
 pub struct Step {
     journal: Journal,
@@ -179,8 +191,16 @@ impl Step {
         self.end(StepOutcome::Succeeded, message.into());
     }
 
-    pub fn fail(mut self, outcome: StepOutcome, message: impl Into<String>) {
-        self.end(outcome, message.into());
+    /// Ends it without success; whether it failed or was canceled is known to the journal.
+    pub fn fail(mut self, message: impl Into<String>) {
+        self.end_unsuccessfully(message.into());
+    }
+
+    fn end_unsuccessfully(&mut self, message: String) {
+        let inner = self.journal.inner.lock().unwrap_or_else(PoisonError::into_inner);
+        let canceled = inner.cancel.as_ref().is_some_and(CancellationToken::is_cancelled);
+        drop(inner);
+        self.end(if canceled { StepOutcome::Canceled } else { StepOutcome::Failed }, message);
     }
 
     fn end(&mut self, outcome: StepOutcome, message: String) {
@@ -193,9 +213,16 @@ impl Step {
 impl Drop for Step {
     fn drop(&mut self) {
         if self.open {
-            self.end(StepOutcome::Failed, String::new());
+            self.end_unsuccessfully(String::new());
         }
     }
+}
+
+/// When a journal's first event was written, on this process's clock.
+fn began(line: &[u8]) -> Option<Instant> {
+    let time: jiff::Timestamp = serde_json::from_slice::<RunEvent>(line).ok()?.time.parse().ok()?;
+    let ago = jiff::Timestamp::now().duration_since(time);
+    Instant::now().checked_sub(Duration::try_from(ago).ok()?)
 }
 
 /// The state that a line of the journal ends the run with, if it does.

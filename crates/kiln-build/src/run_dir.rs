@@ -123,6 +123,8 @@ pub struct Claim {
     pub start_time: String,
     /// 1 for the first worker of a run.
     pub attempt: u32,
+    /// The folder of this run's sockets on that host.
+    pub sockets: PathBuf,
 }
 
 /// A request to a running worker: a file under `requests/`.
@@ -333,6 +335,7 @@ mod tests {
             pid: 4711,
             start_time: "2026-01-02T03:04:05.678Z".into(),
             attempt: 1,
+            sockets: "/run/user/1000/kiln/3f9a1c".into(),
         };
         dir.write_claim(&claim).unwrap();
         expect![[r#"
@@ -343,7 +346,8 @@ mod tests {
               "bootId": "6f0c0d9e-0000-4000-8000-000000000000",
               "pid": 4711,
               "startTime": "2026-01-02T03:04:05.678Z",
-              "attempt": 1
+              "attempt": 1,
+              "sockets": "/run/user/1000/kiln/3f9a1c"
             }
         "#]]
         .assert_eq(&std::fs::read_to_string(dir.claim()).unwrap());

@@ -5,7 +5,7 @@
 use std::io;
 use std::path::{Path, PathBuf};
 
-use crate::run_dir::{RunDir, RunId};
+use crate::run_dir::{Claim, RunDir, RunId};
 
 /// The files of `RUN_DIR/work` and the run's folder for sockets.
 #[derive(Debug)]
@@ -19,7 +19,7 @@ impl Workspace {
     pub fn prepare(dir: &RunDir, id: &RunId, runtime_dir: &Path) -> io::Result<Self> {
         use std::os::unix::fs::DirBuilderExt as _;
         remove(dir)?;
-        let workspace = Self { work: dir.work(), sockets: runtime_dir.join(id.short()) };
+        let workspace = Self { work: dir.work(), sockets: sockets(runtime_dir, id) };
         remove_folder(&workspace.sockets)?;
         std::fs::create_dir_all(runtime_dir)?;
         for folder in [&workspace.work, &workspace.sockets] {
@@ -56,9 +56,19 @@ impl Drop for Workspace {
     }
 }
 
+/// Where a run's sockets lie: named by its id, so that leftovers can be told whose they are.
+pub fn sockets(runtime_dir: &Path, id: &RunId) -> PathBuf {
+    runtime_dir.join(id.short())
+}
+
 /// Removes the work folder of a run, if there is one.
 pub fn remove(dir: &RunDir) -> io::Result<()> {
     remove_folder(&dir.work())
+}
+
+/// Removes the sockets of a run whose worker is gone.
+pub fn remove_sockets(claim: &Claim) -> io::Result<()> {
+    remove_folder(&claim.sockets)
 }
 
 fn remove_folder(path: &Path) -> io::Result<()> {

@@ -33,7 +33,7 @@ pub enum FollowError {
 #[derive(Debug)]
 pub enum Followed {
     /// The run ended; its last event.
-    Ended(RunEvent),
+    Ended(Box<RunEvent>),
     /// The worker is gone and left no end: the run must be settled.
     WorkerGone(String),
 }
@@ -74,7 +74,7 @@ pub async fn follow(
                     report(News::Log(&chunk));
                 }
                 report(News::Event(&last));
-                return Ok(Followed::Ended(last));
+                return Ok(Followed::Ended(Box::new(last)));
             }
         }
         while let Some(chunk) = log.read()? {

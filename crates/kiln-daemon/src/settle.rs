@@ -37,6 +37,9 @@ pub fn settle(dir: &RunDir, how: &str) -> Result<RunState, SettleError> {
     if !request.keep_on_error {
         kiln_build::workspace::remove(dir).map_err(io(dir.work()))?;
     }
+    if let Some(claim) = dir.read_claim()? {
+        kiln_build::workspace::remove_sockets(&claim).map_err(io(claim.sockets.clone()))?;
+    }
     if request.output_dir.is_dir() {
         kiln_host::publish::remove_leftovers(&request.output_dir).map_err(io(request.output_dir.clone()))?;
     }
@@ -60,7 +63,8 @@ pub fn settle(dir: &RunDir, how: &str) -> Result<RunState, SettleError> {
         log_tail: kiln_build::log::tail(&dir.worker_log(), 10),
         console_tail: Vec::new(),
     });
-    journal.append(RunEventKind::RunEnded { state, message, failure, ms: 0 });
+    let ms = u64::try_from(journal.elapsed().as_millis()).unwrap_or(u64::MAX);
+    journal.append(RunEventKind::RunEnded { state, message, failure, ms });
     match journal.take_error() {
         Some(error) => Err(SettleError::Io { path: dir.events(), source: error }),
         None => Ok(state),

@@ -1,9 +1,10 @@
 //! Following and settling, with real processes in the worker's place.
+#![expect(clippy::unwrap_used, reason = "a test that cannot go on says so by panicking")]
 
 use std::path::Path;
 use std::time::Duration;
 
-use kiln_build::run_dir::{REQUEST_FORMAT, Request, RunDir, RunId, RunRequest};
+use kiln_build::run_dir::{CLAIM_FORMAT, Claim, REQUEST_FORMAT, Request, RunDir, RunId, RunRequest};
 use kiln_daemon::executor::local;
 use kiln_daemon::{Followed, News, SettleError, follow, settle};
 use kiln_host::process::{Child, Invocation};
@@ -32,6 +33,19 @@ fn place(keep_on_error: bool) -> Place {
     Place { _root: root, dir, output }
 }
 
+fn claim(sockets: &Path) -> Claim {
+    Claim {
+        format: CLAIM_FORMAT,
+        executor: "local".to_owned(),
+        host: "here".to_owned(),
+        boot_id: String::new(),
+        pid: 1,
+        start_time: "2026-01-02T03:04:05.678Z".to_owned(),
+        attempt: 1,
+        sockets: sockets.to_owned(),
+    }
+}
+
 /// A worker that is a shell script; `$1` is the run directory.
 fn worker(dir: &RunDir, script: &str) -> Child {
     local::start(dir, Invocation::new("/bin/sh").args(["-c", script, "worker"])).unwrap()
@@ -43,7 +57,7 @@ async fn followed(dir: &RunDir, worker: &Child) -> (Followed, Vec<u64>, Vec<u8>)
         News::Event(event) => events.push(event.seq),
         News::Log(bytes) => log.extend_from_slice(bytes),
     });
-    let end = tokio::time::timeout(SOON, end).await.expect("followed to its end in time").unwrap();
+    let end = tokio::time::timeout(SOON, end).await.unwrap().unwrap();
     (end, events, log)
 }
 
@@ -78,6 +92,9 @@ async fn a_worker_that_dies_is_noticed_and_its_run_settled_once() {
     let place = place(false);
     std::fs::create_dir(place.dir.work()).unwrap();
     std::fs::write(place.dir.work().join("os.qcow2"), "half").unwrap();
+    let sockets = place.output.with_file_name("sockets");
+    std::fs::create_dir(&sockets).unwrap();
+    place.dir.write_claim(&claim(&sockets)).unwrap();
     std::fs::write(place.output.join(".hello.vhd.abc123.kiln-aside"), "half").unwrap();
     let script =
         format!(r#"cd "$1"; printf "{EVENT}\n" 0 >> events.jsonl; printf "{{" >> events.jsonl; kill -9 $$"#);
@@ -96,6 +113,7 @@ async fn a_worker_that_dies_is_noticed_and_its_run_settled_once() {
     };
     assert!(message.contains("SIGKILL"), "{message}");
     assert!(!place.dir.work().exists());
+    assert!(!sockets.exists());
     assert_eq!(std::fs::read_dir(&place.output).unwrap().count(), 0, "nothing half-made stays");
 }
 

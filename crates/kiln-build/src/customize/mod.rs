@@ -6,12 +6,9 @@ mod file;
 mod powershell;
 mod shell;
 
-use std::time::Instant;
-
 use kiln_guest::lines::LineSplitter;
 use kiln_guest::step::likely_signal;
 use kiln_guest::{DetachedStep, GuestError, OutputChunk, StepEnd, StepNotice};
-use kiln_model::event::StepOutcome;
 use kiln_model::plan::{Customizer, CustomizerAction};
 
 use crate::boot::ConnectedGuest;
@@ -35,14 +32,10 @@ pub async fn run(
                 step.succeed(message);
             }
             Err(error) => {
-                let outcome = match error.interrupted() {
-                    Some(kiln_host::wait::Interrupted::Canceled) => StepOutcome::Canceled,
-                    _ => StepOutcome::Failed,
-                };
                 let message = error.chain().join(": ");
                 run.log.error(&message);
                 run.log.telemetry(&format!("ending {}", customizer.provisioner()));
-                step.fail(outcome, message);
+                step.fail(message);
                 return Err(error);
             }
         }
@@ -78,7 +71,6 @@ pub(crate) async fn run_script(
     step: DetachedStep,
     valid_exit_codes: &[i32],
 ) -> Result<String, BuildError> {
-    let started = Instant::now();
     let end = detached(run, guest, step).await.map_err(|error| match error {
         StepFailure::Guest(source) => BuildError::Customizer {
             title: title.to_owned(),
@@ -102,7 +94,7 @@ pub(crate) async fn run_script(
     match end {
         StepEnd::Exited { code } => {
             checked(code)?;
-            Ok(format!("exit code {code} after {:.1} s", started.elapsed().as_secs_f64()))
+            Ok(format!("exit code {code}"))
         }
         StepEnd::RebootedAfter { code } => {
             checked(code)?;
