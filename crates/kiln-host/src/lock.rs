@@ -159,7 +159,7 @@ mod tests {
                     }
                 });
             }
-            let refused = (0..500).filter(|_| FileLock::try_exclusive(&path).unwrap().is_none()).count();
+            let refused = (0..20_000).filter(|_| FileLock::try_exclusive(&path).unwrap().is_none()).count();
             stop.store(true, std::sync::atomic::Ordering::Relaxed);
             assert_eq!(refused, 0);
         });

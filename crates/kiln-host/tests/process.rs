@@ -124,7 +124,8 @@ mod tests {
         control.cancel();
         let error = running.await.unwrap().unwrap_err();
         assert_eq!(error.interrupted(), Some(Interrupted::Canceled));
-        assert!(!is_running(grandchild), "a run that returned has left {grandchild} behind");
+        // It was killed before the run returned, but dies in its own time.
+        assert!(soon(|| !is_running(grandchild)).await, "a run that returned has left {grandchild} behind");
     }
 
     #[tokio::test]

@@ -323,6 +323,21 @@ mod tests {
         assert!(matches!(test, SelfTest::Failed { lacks_features: false, .. }), "no long mode, yet {test:?}");
     }
 
+    /// Where `/dev/kvm` opens on a processor without virtualization, the self-test finds that out by itself.
+    #[tokio::test]
+    async fn a_kvm_that_opens_and_runs_nothing_is_seen_through() {
+        let this = Host::this();
+        let flags = format!(" {} ", this.cpu("flags"));
+        if this.kvm.is_err() || flags.contains(" vmx ") || flags.contains(" svm ") {
+            eprintln!("this host's /dev/kvm is absent or real: nothing to see through");
+            return;
+        }
+        let (qemu, dir) = (installed(), tempfile::tempdir().unwrap());
+        let host = Host { self_test_limit: SELF_TEST_LIMIT, ..host("vmx", Ok(())) };
+        let probed = probe(qemu.system(), qemu.version(), &host, dir.path(), &in_time()).await.unwrap();
+        eprintln!("{}", reason(probed));
+    }
+
     /// The bytes are what the source says. Assembler and linker are there wherever Rust links.
     #[test]
     fn the_self_test_is_its_source() {

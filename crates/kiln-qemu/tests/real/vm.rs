@@ -33,6 +33,8 @@ async fn a_guest_that_is_asked_to_shut_down_yields_its_disk() {
     let vm = started(dir.path(), Does::WaitForButton).await;
     let pid = vm.pid();
     assert_eq!(std::fs::read_dir(dir.path().join("rt")).unwrap().count(), 0, "the socket is gone");
+    let status = std::fs::read_to_string(format!("/proc/{pid}/status")).unwrap();
+    assert_eq!(status.contains("Seccomp:\t2"), qemu().features().sandbox, "{status}");
     up(dir.path()).await;
     let addr = vm.ssh_addr(&in_time()).await.unwrap();
     std::net::TcpStream::connect(addr).unwrap();
