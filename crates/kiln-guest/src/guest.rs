@@ -47,6 +47,8 @@ impl ExecOutput {
 
 /// The most that [`Guest::exec`] captures of each output.
 pub const EXEC_CAPTURE_LIMIT: usize = 4 * 1024 * 1024;
+/// How often one of our scripts may be killed in the guest before that is its end.
+const KILLS_LIMIT: u32 = 5;
 /// A goodbye that takes longer is left unsaid.
 const GOODBYE_LIMIT: Duration = Duration::from_secs(5);
 
@@ -140,10 +142,16 @@ impl Guest {
         control: &Control,
     ) -> Result<ExecOutput, GuestError> {
         let lost_since = Instant::now();
+        let mut kills = 0;
         loop {
             let session = self.session(control).await?;
             match control.guard(capture(&session, act, command, stdin)).await? {
                 Captured::Output(output) => return Ok(output),
+                // By a shutdown, most likely, which takes the link a moment later.
+                Captured::Failed(GuestError::CommandKilled { .. }) if kills < KILLS_LIMIT => {
+                    kills += 1;
+                    self.settle(&session, control).await?;
+                }
                 Captured::Failed(error) => return Err(error),
                 Captured::Broken(broken) => {
                     tracing::debug!(act, ?broken, "link lost, asking again");

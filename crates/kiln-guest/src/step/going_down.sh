@@ -1,8 +1,6 @@
 # Prints "now" when this system is shutting down, "later" when that is scheduled, "no" when it says that it is not,
 # and nothing when it cannot be asked.
 going_down() {
-  # shutdown(8) with a time, and logind's scheduled shutdowns.
-  if [ -e /run/systemd/shutdown/scheduled ]; then echo later; return; fi
   if [ -d /run/systemd/system ]; then
     state=$(ask_systemd)
     case $state in
@@ -10,6 +8,8 @@ going_down() {
       running|degraded|starting|initializing|maintenance) ;;
       *) return ;;
     esac
+    # shutdown(8) with a time, and other shutdowns that logind has in its book.
+    if [ -e /run/systemd/shutdown/scheduled ]; then echo later; return; fi
     # logind may hold a shutdown back for a moment, before systemd hears of it, where programs hold inhibitor locks.
     set -- /run/systemd/inhibit/*
     if [ ! -e "$1" ]; then echo no; return; fi

@@ -41,7 +41,7 @@ use launch::Place;
 
 /// Where a script may lie, best first; `~` is the login user's home. Azure VM Image Builder uses /tmp, which
 /// hardened images mount noexec.
-pub(crate) const SCRIPT_DIRS: [&str; 4] = ["/tmp", "/var/tmp", "~", "/run"];
+pub(crate) const SCRIPT_DIRS: [&str; 3] = ["/tmp", "/var/tmp", "~"];
 pub(crate) const LETS_RUN: &str = include_str!("lets_run.sh");
 const GOING_DOWN: &str = include_str!("going_down.sh");
 
@@ -267,14 +267,19 @@ impl Following<'_> {
                     self.lost = Some(Instant::now());
                     on_output(OutputChunk::Notice(&StepNotice::LinkLost));
                 }
-                if let Err(Broken::Refused(reason)) = attended.end
-                    && fruitless >= FRUITLESS_LIMIT
-                {
-                    return Err(GuestError::CommandRefused { act: format!("step {}", self.step.id), reason });
+                let act = || format!("step {}", self.step.id);
+                if self.lost.is_some_and(|since| since.elapsed() >= self.guest.limits().reconnect) {
+                    return Err(GuestError::LinkLost { act: act() });
                 }
-                fruitless += 1;
-                if fruitless > FRUITLESS_LIMIT && !session.is_closed() {
-                    return Err(self.step_lost("the guest's shell gives no answer"));
+                if !session.is_closed() {
+                    fruitless += 1;
+                    match attended.end {
+                        _ if fruitless <= FRUITLESS_LIMIT => {}
+                        Err(Broken::Refused(reason)) => {
+                            return Err(GuestError::CommandRefused { act: act(), reason });
+                        }
+                        _ => return Err(self.step_lost("the guest's shell gives no answer")),
+                    }
                 }
                 runner_gone = false;
                 self.guest.settle(&session, control).await?;
@@ -358,25 +363,27 @@ impl Following<'_> {
         const ACT: &str = "asking for the boot id";
         let begin = Instant::now();
         let within = control.within(self.guest.limits().reconnect);
+        let mut last = None;
         loop {
             let asked = self.guest.ask(ACT, "cat /proc/sys/kernel/random/boot_id", b"", &within).await;
             match asked {
                 Ok(output) if output.success() && output.text() != place.boot_id => return Ok(()),
-                Ok(_) => {
-                    let session = self.guest.session(&within).await;
-                    let waited = match session {
-                        Ok(session) => self.until_closed(&session, &within).await,
-                        Err(error) => Err(error),
-                    };
-                    if let Err(error) = waited {
-                        control.check()?;
-                        return Err(self.no_restart(begin, Some(error)));
-                    }
-                }
-                Err(error) => {
-                    control.check()?;
-                    return Err(self.no_restart(begin, Some(error)));
-                }
+                Ok(_) => {}
+                // Not the guest any more.
+                Err(error @ GuestError::WrongHostKey { .. }) => return Err(error),
+                // A guest that goes down or comes up refuses and kills as it likes.
+                Err(error) if error.interrupted().is_none() => last = Some(error),
+                Err(_) => {}
+            }
+            let waited = match self.guest.session(&within).await {
+                Ok(session) => self.until_closed(&session, &within).await,
+                Err(error) => Err(error),
+            };
+            if let Err(error) = waited
+                && within.check().is_err()
+            {
+                control.check()?;
+                return Err(self.no_restart(begin, last.or(Some(error))));
             }
         }
     }

@@ -4,9 +4,12 @@
 #   alive   a pipe that this process holds open while it lives   sid        written when it is, the session's id
 #   exit    code, bytes of out, bytes of err                     stopped    the system went down before the step ended
 d=$1
+read -r boot < /proc/sys/kernel/random/boot_id
+read -r meant < "$d/boot"
+# Meant for a boot that was over before the step began.
+[ "$boot" = "$meant" ] || exit 0
 # Whoever makes this directory begins the step; nobody else does.
 mkdir "$d/started" || exit 0
-read -r boot < /proc/sys/kernel/random/boot_id
 exec 6>>"$d/out" 7>>"$d/err" 9<>"$d/alive"
 
 # Into room that was taken beforehand, then renamed: a full disk does not lose the end of a step.
@@ -50,13 +53,19 @@ code=$?
 
 case $code in
 129|137|143)
-  # Ended by SIGHUP, SIGKILL or SIGTERM: by its own doing, or because the system goes down? Everybody gets that
+  # SIGHUP, SIGKILL, SIGTERM: by the step's own doing, or because the system goes down? Then everybody gets that
   # signal at about the same time, we perhaps a moment later than the child.
   [ -n "$asked" ] || sleep 0.3 2>/dev/null || sleep 1
+  ask=yes ;;
+*)
+  # It may have an answer of its own to that signal, and a code for it.
+  ask=$asked ;;
+esac
+if [ "$code" != 0 ] && [ -n "$ask" ]; then
   case $asked$(going_down) in
     1|1now|now) : > "$d/stopped"; sync; exit 0 ;;
-  esac ;;
-esac
+  esac
+fi
 if [ ! -e "$d/boot" ] || [ ! -e "$d/out" ] || [ ! -e "$d/err" ]; then
   # The step swept the directory that our folder lay in. What it printed is still open here; the folder comes back
   # whole or not at all.
