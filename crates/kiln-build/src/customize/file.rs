@@ -8,6 +8,7 @@ use kiln_library::StoredInput;
 use kiln_model::event::Unit;
 use kiln_model::plan::{Customizer, InputRef};
 
+use super::stored;
 use crate::boot::ConnectedGuest;
 use crate::context::Run;
 use crate::error::BuildError;
@@ -25,9 +26,7 @@ pub(super) async fn run(
 ) -> Result<String, BuildError> {
     let failed =
         |detail: String, source| BuildError::Customizer { title: customizer.title(), detail, source };
-    let Some(input) = input else {
-        return Err(failed(format!("{} was not fetched", source.location.redacted()), None));
-    };
+    let input = stored(customizer, source, input)?;
     let target = resolve_destination(destination, &source.location.file_name())
         .map_err(|error| failed(error.to_string(), None))?;
     run.log.say(format!("Uploading {} => {target}", source.location.redacted()));

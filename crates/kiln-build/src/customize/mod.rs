@@ -9,7 +9,8 @@ mod shell;
 use kiln_guest::lines::LineSplitter;
 use kiln_guest::step::likely_signal;
 use kiln_guest::{DetachedStep, GuestError, OutputChunk, StepEnd, StepNotice};
-use kiln_model::plan::{Customizer, CustomizerAction};
+use kiln_library::StoredInput;
+use kiln_model::plan::{Customizer, CustomizerAction, InputRef, Script};
 
 use crate::boot::ConnectedGuest;
 use crate::context::Run;
@@ -60,6 +61,37 @@ async fn one(
         CustomizerAction::File { source, destination } => {
             file::run(run, guest, customizer, source, destination, input).await
         }
+    }
+}
+
+/// What was fetched for a customizer; all of it is, before a machine starts.
+fn stored<'a>(
+    customizer: &Customizer,
+    source: &InputRef,
+    input: Option<&'a StoredInput>,
+) -> Result<&'a StoredInput, BuildError> {
+    input.ok_or_else(|| BuildError::Customizer {
+        title: customizer.title(),
+        detail: format!("{} was not fetched", source.location.redacted()),
+        source: None,
+    })
+}
+
+/// The text of a `scriptUri` script.
+fn fetched(
+    customizer: &Customizer,
+    source: &InputRef,
+    input: Option<&StoredInput>,
+) -> Result<Vec<u8>, BuildError> {
+    let path = &stored(customizer, source, input)?.path;
+    std::fs::read(path).map_err(BuildError::io("read", path))
+}
+
+/// Where a script comes from, for the log.
+fn origin(script: &Script) -> String {
+    match script {
+        Script::Inline(_) => "inline commands".to_owned(),
+        Script::Fetched(source) => source.location.redacted(),
     }
 }
 

@@ -9,7 +9,7 @@ use kiln_guest::DetachedStep;
 use kiln_library::StoredInput;
 use kiln_model::plan::{Customizer, Script};
 
-use super::{run_script, shell};
+use super::{fetched, origin, run_script, shell};
 use crate::boot::ConnectedGuest;
 use crate::context::Run;
 use crate::error::BuildError;
@@ -37,21 +37,11 @@ pub(super) async fn run(
                 .to_owned(),
         ));
     };
-    let text = match (script, input) {
-        (Script::Inline(lines), _) => inline_script(lines).into_bytes(),
-        (Script::Fetched(_), Some(input)) => {
-            std::fs::read(&input.path).map_err(BuildError::io("read", &input.path))?
-        }
-        (Script::Fetched(source), None) => {
-            return Err(failed(format!("{} was not fetched", source.location.redacted())));
-        }
+    let text = match script {
+        Script::Inline(lines) => inline_script(lines).into_bytes(),
+        Script::Fetched(source) => fetched(customizer, source, input)?,
     };
-    run.log.say(match script {
-        Script::Inline(_) => "Provisioning with powershell script: inline commands".to_owned(),
-        Script::Fetched(source) => {
-            format!("Provisioning with powershell script: {}", source.location.redacted())
-        }
-    });
+    run.log.say(format!("Provisioning with powershell script: {}", origin(script)));
     let step = DetachedStep {
         extension: "ps1",
         privileged,

@@ -9,7 +9,7 @@ use kiln_guest::DetachedStep;
 use kiln_library::StoredInput;
 use kiln_model::plan::{Customizer, Script};
 
-use super::run_script;
+use super::{fetched, origin, run_script};
 use crate::boot::ConnectedGuest;
 use crate::context::Run;
 use crate::error::BuildError;
@@ -21,25 +21,11 @@ pub(super) async fn run(
     script: &Script,
     input: Option<&StoredInput>,
 ) -> Result<String, BuildError> {
-    let (text, privileged) = match (script, input) {
-        (Script::Inline(lines), _) => (inline_script(lines).into_bytes(), false),
-        (Script::Fetched(_), Some(input)) => {
-            (unix_lines(std::fs::read(&input.path).map_err(BuildError::io("read", &input.path))?), true)
-        }
-        (Script::Fetched(source), None) => {
-            return Err(BuildError::Customizer {
-                title: customizer.title(),
-                detail: format!("{} was not fetched", source.location.redacted()),
-                source: None,
-            });
-        }
+    let (text, privileged) = match script {
+        Script::Inline(lines) => (inline_script(lines).into_bytes(), false),
+        Script::Fetched(source) => (unix_lines(fetched(customizer, source, input)?), true),
     };
-    run.log.say(match script {
-        Script::Inline(_) => "Provisioning with shell script: inline commands".to_owned(),
-        Script::Fetched(source) => {
-            format!("Provisioning with shell script: {}", source.location.redacted())
-        }
-    });
+    run.log.say(format!("Provisioning with shell script: {}", origin(script)));
     let step = DetachedStep {
         privileged,
         env: environment(),
