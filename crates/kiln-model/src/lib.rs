@@ -3,11 +3,14 @@
 //! INVARIANT: this crate does no I/O, reads no clock and is not async.
 //!
 //! ```text
-//!  text ─ tree ─► Document ─ check(&Document, &CheckContext) ─► CheckedTemplate
-//!                                │                                  │ plan(image, host)
-//!                                ▼                                  ▼
-//!                             Problems                          BuildPlan ─► plan.json
+//!  bytes ─ tree ─► Document ─ check ─► CheckedTemplate ─ plan(image, host) ─► BuildPlan ─► plan.json
+//!                     │        │             │                 ▲
+//!                     └── Problems ──────────┘        Catalog ─┘ choose(name, version)
+//!
+//!  events.jsonl ─ read_events ─► RunEvent… ─ RunView::apply ─► where a run is
 //! ```
+//! Everything a person wrote wrong comes out as [`Problems`], all at once and with its
+//! places; an `Err` elsewhere is about files of Kiln's own ([`FormatError`]).
 
 pub mod api;
 pub mod catalog;

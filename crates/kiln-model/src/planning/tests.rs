@@ -127,6 +127,7 @@ fn a_disk_grows_or_keeps_its_size() {
     assert_eq!(plan(0, odd).unwrap().machine.disk_bytes, odd);
     assert_eq!(plan(4, 4 * GIB).unwrap().machine.disk_bytes, 4 * GIB);
     assert_eq!(plan(5, 4 * GIB).unwrap().machine.disk_bytes, 5 * GIB);
+    assert!(plan(4, 4 * GIB + 1).is_err(), "by one byte");
     let refused = plan(2, odd).unwrap_err();
     assert_eq!(refused[0].code, Code::ShrinkingDisk);
     assert_eq!(refused[0].pointer, "/properties/vmProfile/osDiskSizeGB");
