@@ -48,8 +48,8 @@ rm "$work/root.tar"
 say "root file system"
 root_sectors=$((DISK_MIB * 2048 - ROOT_START - 2048))
 root_kib=$((root_sectors / 2))
-E2FSPROGS_FAKE_TIME=$SOURCE_DATE_EPOCH mke2fs -qq -t ext4 -b 4096 -d "$work/tree" -L "$ROOT_LABEL" \
-  -U "$ROOT_UUID" -E "hash_seed=$ROOT_UUID,lazy_itable_init=0,nodiscard" -m 1 "$work/root.ext4" "${root_kib}k"
+E2FSPROGS_FAKE_TIME=$SOURCE_DATE_EPOCH mke2fs -q -t ext4 -b 4096 -d "$work/tree" -L "$ROOT_LABEL" \
+  -U "$ROOT_UUID" -E "hash_seed=$ROOT_UUID,lazy_itable_init=0,nodiscard" -m 1 "$work/root.ext4" "${root_kib}k" > /dev/null
 # mke2fs copies the change time of each unpacked file: set it to the epoch.
 "$here/settimes.sh" "$work/root.ext4" "$SOURCE_DATE_EPOCH"
 

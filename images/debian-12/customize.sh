@@ -71,6 +71,9 @@ rm -f "$root"/etc/ssh/ssh_host_*_key* "$root"/var/lib/systemd/random-seed "$root
   "$root"/var/lib/dbus/machine-id "$root"/var/cache/ldconfig/aux-cache "$root"/var/cache/apt/*.bin
 rm -rf "$root"/var/cache/debconf/*-old "$root"/var/lib/dpkg/*-old "$root"/etc/*- "$root"/var/lib/apt/lists/*
 find "$root/var/log" -type f -delete
+# mmdebstrap brings these from the machine it runs on, and its own settings of apt and dpkg.
+rm -f "$root"/etc/resolv.conf "$root"/etc/apt/apt.conf.d/99mmdebstrap "$root"/etc/dpkg/dpkg.cfg.d/99mmdebstrap
+chmod 644 "$root/etc/hostname" "$root/etc/hosts"
 : > "$root/etc/machine-id"
 # The guest asks the public archive, whatever this host uses.
 cat > "$root/etc/apt/sources.list" <<LIST

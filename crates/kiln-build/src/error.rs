@@ -103,6 +103,11 @@ impl BuildError {
         None
     }
 
+    /// The cause in one sentence, on one line.
+    pub fn sentence(&self) -> String {
+        self.chain().join(": ").split_whitespace().collect::<Vec<_>>().join(" ")
+    }
+
     /// Every message from the outermost to the first cause, without repetitions.
     pub fn chain(&self) -> Vec<String> {
         let mut messages: Vec<String> = Vec::new();

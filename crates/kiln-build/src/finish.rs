@@ -42,9 +42,12 @@ pub fn finish(claimed: Claimed, result: Result<Vec<RunOutput>, BuildError>) -> R
             let (fault, cause) = if timed_out {
                 (Fault::Template, timeout_text(plan.timeout_minutes, phase, step.as_ref()))
             } else {
-                (error.fault(), error.chain().join(": "))
+                (error.fault(), error.sentence())
             };
-            log.error(&cause);
+            // Inputs are many, and each that failed is in the log already.
+            if !matches!(error, BuildError::Input { .. }) {
+                log.error(&cause);
+            }
             let failure = Failure {
                 fault,
                 phase,

@@ -68,6 +68,8 @@ rm -f /var/lib/dhcp/*.leases /var/lib/dhclient/*.lease* /var/lib/NetworkManager/
 # This machine's identity.
 if [ -e /etc/machine-id ]; then : > /etc/machine-id; fi
 [ -f /var/lib/dbus/machine-id ] && [ ! -L /var/lib/dbus/machine-id ] && rm -f /var/lib/dbus/machine-id
+# Its end saves a seed, at shutdown again: so it ends now.
+if command -v systemctl > /dev/null 2>&1; then systemctl stop systemd-random-seed.service > /dev/null 2>&1; fi
 rm -f /var/lib/systemd/random-seed /var/lib/systemd/credential.secret
 rm -f /root/.bash_history
 

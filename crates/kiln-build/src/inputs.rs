@@ -76,7 +76,7 @@ pub async fn fetch(run: &Run) -> Result<Inputs, BuildError> {
             // machine was started.
             Err(source) => {
                 let error = BuildError::Input { title: title.clone(), source };
-                run.log.error(format!("{title}: {}", error.chain().join(": ")));
+                run.log.error(format!("{title}: {}", error.sentence()));
                 first_failure.get_or_insert(error);
             }
         }

@@ -77,6 +77,11 @@ pub enum QemuImgError {
 }
 
 impl QemuImgError {
+    /// Whether qemu-img found no room where it wrote.
+    pub fn is_full(&self) -> bool {
+        matches!(self, Self::Process(ProcessError::Failed { stderr, .. }) if stderr.contains("No space left on device"))
+    }
+
     pub fn interrupted(&self) -> Option<kiln_host::wait::Interrupted> {
         match self {
             Self::Process(error) => error.interrupted(),
@@ -95,7 +100,8 @@ impl QemuImg {
     }
 
     fn command(&self, name: &str) -> Invocation {
-        Invocation::new(&self.program).arg(name)
+        // Its words are read: by people, and here for a full disk.
+        Invocation::new(&self.program).env("LC_ALL", "C").arg(name)
     }
 
     pub fn info(&self, path: &Path, format: DiskFormat) -> Result<ImageInfo, QemuImgError> {

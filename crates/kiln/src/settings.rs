@@ -10,6 +10,7 @@
 //! | `KILN_DATA`                                    | folder of the library and the runs                   |
 //! | `KILN_IMAGES`                                  | folder with `catalog.yaml` and the recipes           |
 //! | `KILN_LOG`                                     | what the diagnostic log says (tracing filter)        |
+//! | `KILN_DISK_FULL_WAIT`                          | seconds a guest waits for room on a full disk (600)  |
 //! | `KILN_CA_FILE`                                 | PEM file with certificate authorities to trust, too  |
 //! | `XDG_DATA_HOME`, `XDG_CACHE_HOME`, `XDG_CONFIG_HOME`, `XDG_RUNTIME_DIR`, `HOME` | XDG Base Directories |
 //! | `HTTP_PROXY`, `HTTPS_PROXY`, `ALL_PROXY`, `NO_PROXY` (either case) | proxies for fetching inputs      |
@@ -19,6 +20,7 @@ use std::ffi::OsString;
 use std::os::unix::ffi::OsStrExt as _;
 use std::os::unix::fs::MetadataExt as _;
 use std::path::{Path, PathBuf};
+use std::time::Duration;
 
 use anyhow::{Context as _, anyhow};
 use kiln_library::{FetchSettings, ProxySettings};
@@ -40,6 +42,7 @@ pub struct Environment {
     kiln_images: Option<OsString>,
     kiln_log: Option<OsString>,
     kiln_ca_file: Option<OsString>,
+    kiln_disk_full_wait: Option<OsString>,
     home: Option<OsString>,
     xdg_data_home: Option<OsString>,
     xdg_cache_home: Option<OsString>,
@@ -65,6 +68,7 @@ impl Environment {
             kiln_images: variable("KILN_IMAGES"),
             kiln_log: variable("KILN_LOG"),
             kiln_ca_file: variable("KILN_CA_FILE"),
+            kiln_disk_full_wait: variable("KILN_DISK_FULL_WAIT"),
             home: variable("HOME"),
             xdg_data_home: variable("XDG_DATA_HOME"),
             xdg_cache_home: variable("XDG_CACHE_HOME"),
@@ -237,6 +241,16 @@ pub fn fetch(environment: &Environment) -> anyhow::Result<FetchSettings> {
     };
     let ca_file = environment.kiln_ca_file.as_ref().map(PathBuf::from);
     Ok(FetchSettings { proxy, ca_file, ..FetchSettings::default() })
+}
+
+/// How long a guest waits on a full disk for room before its run fails.
+pub fn disk_full_wait(environment: &Environment) -> anyhow::Result<Duration> {
+    const DEFAULT: Duration = Duration::from_secs(10 * 60);
+    let Some(given) = &environment.kiln_disk_full_wait else { return Ok(DEFAULT) };
+    let seconds = given.to_str().and_then(|text| text.parse().ok());
+    seconds
+        .map(Duration::from_secs)
+        .ok_or_else(|| anyhow!("KILN_DISK_FULL_WAIT is no number of seconds: {given:?}"))
 }
 
 /// Where a template's text comes from.

@@ -33,8 +33,7 @@ pub async fn run(
                 step.succeed(message);
             }
             Err(error) => {
-                let message = error.chain().join(": ");
-                run.log.error(&message);
+                let message = error.sentence();
                 run.log.telemetry(&format!("ending {}", customizer.provisioner()));
                 step.fail(message);
                 return Err(error);

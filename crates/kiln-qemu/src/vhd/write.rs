@@ -49,6 +49,8 @@ pub enum VhdError {
     Footer(#[from] FooterError),
     #[error("files in {} cannot have holes, so the whole disk must fit", .dir.display())]
     Space { dir: PathBuf, source: SpaceError },
+    #[error("no room left in {} for the VHD; make room there and build again", .dir.display())]
+    Full { dir: PathBuf },
     #[error("cannot copy the disk to {}", .path.display())]
     Copy { path: PathBuf, source: QemuImgError },
     #[error("cannot write {}", .path.display())]
@@ -86,6 +88,7 @@ pub async fn write_fixed(
     qemu_img.convert_into_zeros((image.path(), DiskFormat::Qcow2), &path, copying, control).await.map_err(
         |source| match source.interrupted() {
             Some(why) => VhdError::Interrupted(why),
+            None if source.is_full() => VhdError::Full { dir: folder_of(dest) },
             None => VhdError::Copy { path: path.clone(), source },
         },
     )?;
@@ -127,12 +130,15 @@ fn hash(
 
 /// A sparse file needs what its image holds, which the copy finds out; a file without holes needs everything at once.
 fn ensure_room(dest: &Aside, file_size: u64) -> Result<(), VhdError> {
-    let path = dest.path();
-    let dir = path.parent().unwrap_or(path);
-    match space::supports_sparse(dir) {
+    let dir = folder_of(dest);
+    match space::supports_sparse(&dir) {
         Ok(true) => Ok(()),
-        Ok(false) => space::ensure_room(dir, file_size)
-            .map_err(|source| VhdError::Space { dir: dir.to_owned(), source }),
-        Err(source) => Err(VhdError::Write { path: dir.to_owned(), source }),
+        Ok(false) => space::ensure_room(&dir, file_size).map_err(|source| VhdError::Space { dir, source }),
+        Err(source) => Err(VhdError::Write { path: dir, source }),
     }
+}
+
+fn folder_of(dest: &Aside) -> PathBuf {
+    let path = dest.path();
+    path.parent().unwrap_or(path).to_owned()
 }

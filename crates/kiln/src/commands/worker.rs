@@ -2,7 +2,6 @@
 //! it does is told by the run directory, not by this process's output.
 
 use std::path::PathBuf;
-use std::time::Duration;
 
 use anyhow::Context as _;
 use kiln_build::WorkerSettings;
@@ -14,9 +13,6 @@ use super::{End, Surroundings};
 use crate::exit::{ExitStatus, Failure};
 use crate::settings::{self, Folders};
 
-/// How long a guest waits on a full disk for room before its run fails.
-const DISK_FULL_WAIT: Duration = Duration::from_secs(10 * 60);
-
 pub async fn run(around: &Surroundings<'_>, run_dir: PathBuf) -> End {
     let folders = Folders::resolve(around.environment).map_err(Failure::host)?;
     settings::ensure_private(&folders.runtime).map_err(Failure::host)?;
@@ -25,7 +21,7 @@ pub async fn run(around: &Surroundings<'_>, run_dir: PathBuf) -> End {
         runtime_dir: folders.runtime,
         cache_dir: folders.cache,
         fetch: settings::fetch(around.environment).map_err(Failure::host)?,
-        disk_full_wait: DISK_FULL_WAIT,
+        disk_full_wait: settings::disk_full_wait(around.environment).map_err(Failure::host)?,
         kiln_version: env!("CARGO_PKG_VERSION").to_owned(),
     };
     let run_dir = RunDir::open(&run_dir).map_err(Failure::input)?;

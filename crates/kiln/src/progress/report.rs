@@ -127,7 +127,7 @@ impl Report<'_> {
         lines.extend(
             chain
                 .iter()
-                .filter(|inner| *inner != cause)
+                .filter(|inner| !cause.contains(inner.trim()))
                 .map(|inner| format!("  caused by: {}", neutralize(inner))),
         );
         let log: Vec<String> = log_tail.iter().filter_map(|line| text_of(line)).map(neutralize).collect();
