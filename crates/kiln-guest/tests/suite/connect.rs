@@ -94,7 +94,8 @@ async fn what_was_seen_last_is_in_the_error() {
     ];
     for (behaviour, expected) in table {
         proxy.behave(behaviour.clone());
-        let limits = Limits { handshake: Duration::from_millis(200), ..short() };
+        let (banner, handshake) = (Duration::from_millis(300), Duration::from_millis(200));
+        let limits = Limits { banner, handshake, ..short() };
         let control = Control::ending_in(Duration::from_millis(900));
         let begin = Instant::now();
         let error =
@@ -139,9 +140,11 @@ async fn a_guest_that_comes_up_late_is_found() {
     let Some(server) = Server::start(&[]).await else { return };
     let proxy = Proxy::start(server.addr()).await;
     proxy.behave(Behaviour::BlackHole);
+    // One attempt hangs in the hole until its limit; the next finds the guest.
+    let limits = Limits { banner: Duration::from_millis(500), ..short() };
     let guest = Guest::connect_with(
         server.login(proxy.addr()),
-        short(),
+        limits,
         |attempt| {
             if attempt.number == 2 {
                 proxy.behave(Behaviour::Pass);
@@ -156,7 +159,7 @@ async fn a_guest_that_comes_up_late_is_found() {
 
 #[tokio::test]
 async fn a_dead_link_is_noticed_and_replaced() {
-    let Some(lab) = Lab::start().await else { return };
+    let Some(lab) = Lab::start_watchful().await else { return };
     let begin = Instant::now();
     lab.proxy.behave(Behaviour::BlackHole);
     tokio::time::timeout(Duration::from_secs(5), lab.guest.link_lost()).await.unwrap();

@@ -85,13 +85,14 @@ async fn an_orderly_restart_in_a_step_ends_it_and_it_is_not_run_again() {
     println!("{before:?}");
     assert_eq!(before.sudo, Sudo::Passwordless);
     for (privileged, reboot) in [(false, "sudo reboot"), (true, "systemctl reboot")] {
-        let script = format!("echo x >> /var/tmp/count; echo before; {reboot}; sleep 300; echo never");
+        let count = "echo x | sudo tee -a /var/lib/count >/dev/null";
+        let script = format!("{count}; echo before; {reboot}; sleep 300; echo never");
         let (end, text, notices) = run(&guest, privileged, &script).await;
         assert_eq!(end, StepEnd::RebootedDuring { orderly: true });
         assert_eq!(text, "before\n");
         assert!(notices.contains(&StepNotice::LinkLost), "{notices:?}");
     }
-    assert_eq!(shell(&guest, "cat /var/tmp/count; sudo rm /var/tmp/count").await, "x\nx");
+    assert_eq!(shell(&guest, "cat /var/lib/count; sudo rm /var/lib/count").await, "x\nx");
     assert_ne!(guest.facts(&control()).await.unwrap().boot_id, before.boot_id);
     no_trace(&guest).await;
 }

@@ -198,7 +198,7 @@ async fn a_broken_link_is_mended_and_the_file_sent_again() {
 
 #[tokio::test]
 async fn a_link_that_dies_in_silence_does_not_hang_an_upload() {
-    let Some(lab) = Lab::start().await else { return };
+    let Some(lab) = Lab::start_watchful().await else { return };
     let source = Source::new(30 << 20);
     let remote = lab.server.home().join("file");
     let mut silenced = None;
