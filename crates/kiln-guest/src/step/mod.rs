@@ -45,8 +45,9 @@ pub(crate) const SCRIPT_DIRS: [&str; 3] = ["/tmp", "/var/tmp", "~"];
 pub(crate) const LETS_RUN: &str = include_str!("lets_run.sh");
 const GOING_DOWN: &str = include_str!("going_down.sh");
 
-/// For killing, and for removing, after an interruption.
-const CLEAN_UP_LIMIT: Duration = Duration::from_secs(5);
+const REMOVE: &str = include_str!("remove.sh");
+/// For killing and removing a step that is not wanted any more. The guest goes on with it when we no longer wait.
+const KILL_LIMIT: Duration = Duration::from_secs(5);
 /// For removing after a step that ended.
 const REMOVE_LIMIT: Duration = Duration::from_secs(60);
 /// A guest that was asked to go down closes the link; when it takes longer, it is asked again how it stands.
@@ -136,7 +137,7 @@ pub enum StepNotice {
     OutputMissing {
         bytes: u64,
     },
-    /// These files of ours could not be removed.
+    /// These files of ours were not removed, or we did not hear that they were.
     LeftBehind {
         paths: Vec<String>,
     },
@@ -197,31 +198,29 @@ impl Guest {
             Following { guest: self, step: &step, nonce: nonce(), stdout: 0, stderr: 0, lost: None };
         let end = following.follow(&mut on_output, control).await;
         let nonce = following.nonce;
-        let removing = if end.is_ok() {
-            control.within(REMOVE_LIMIT)
+        if end.is_ok() {
+            self.remove(REMOVE, &nonce, &mut on_output, &control.within(REMOVE_LIMIT)).await;
         } else {
-            self.kill(&nonce, &Control::ending_in(CLEAN_UP_LIMIT)).await;
-            Control::ending_in(CLEAN_UP_LIMIT)
-        };
-        self.remove(&nonce, &mut on_output, &removing).await;
+            let kill_and_remove = [include_str!("kill.sh"), REMOVE].concat();
+            self.remove(&kill_and_remove, &nonce, &mut on_output, &Control::ending_in(KILL_LIMIT)).await;
+        }
         end
     }
 
-    async fn kill(&self, nonce: &str, control: &Control) {
-        let command = script_command(include_str!("kill.sh"), &[nonce]);
-        if let Err(error) = self.ask("killing a step", &command, b"", control).await {
-            tracing::warn!(%error, "a step could not be killed in the guest");
-        }
-    }
-
-    async fn remove(&self, nonce: &str, on_output: &mut impl FnMut(OutputChunk<'_>), control: &Control) {
+    async fn remove(
+        &self,
+        script: &str,
+        nonce: &str,
+        on_output: &mut impl FnMut(OutputChunk<'_>),
+        control: &Control,
+    ) {
         let mut args = vec![nonce];
         args.extend(SCRIPT_DIRS);
-        let command = script_command(include_str!("remove.sh"), &args);
-        let paths = match self.ask("removing a step's files", &command, b"", control).await {
+        let command = script_command(script, &args);
+        let paths = match self.ask("removing a step", &command, b"", control).await {
             Ok(output) => output.text().lines().map(str::to_owned).collect(),
             Err(error) => {
-                tracing::warn!(%error, "the files of a step could not be removed from the guest");
+                tracing::warn!(%error, "a step was perhaps not removed from the guest");
                 vec![format!("*{nonce}*")]
             }
         };
