@@ -32,7 +32,6 @@ wipe /var/log/cloud-init.log /var/log/cloud-init-output.log
 try rm -rf /var/lib/cloud /var/tmp/cloud-init
 # cloud-init made it for keys that were not given.
 [ -s /root/.ssh/authorized_keys ] || rm -f /root/.ssh/authorized_keys
-rmdir /root/.ssh 2> /dev/null
 rm -f /etc/sudoers.d/90-cloud-init-users /var/lib/cloud-init-*
 
 # The account: with its group, home, mail, crontab and sub-ids.
