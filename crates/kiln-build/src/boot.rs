@@ -8,7 +8,7 @@
 //! INVARIANT: a base image is never written: the machine gets an overlay of its own,
 //! and a lease keeps the image on the shelf as long as the run needs it.
 
-use std::time::Duration;
+use std::time::{Duration, Instant};
 
 use kiln_guest::keys::KeyPair;
 use kiln_guest::{Guest, GuestFacts, Login};
@@ -28,6 +28,8 @@ use crate::seed;
 
 /// As long as the service waits for a guest to answer.
 const CONNECT_LIMIT: Duration = Duration::from_secs(20 * 60);
+/// Resets within this time belong to one restart.
+const RESET_AGAIN: Duration = Duration::from_secs(5);
 /// Room that a run needs beside the artifact before it starts at all, bytes.
 const LEAST_ROOM: u64 = 1 << 30;
 
@@ -74,6 +76,7 @@ pub async fn start(run: &Run) -> Result<ConnectedGuest, BuildError> {
 fn report_notices(run: &Run, vm: &Vm) {
     let (mut notices, journal) = (vm.notices(), run.journal.clone());
     tokio::spawn(async move {
+        let mut last_reset: Option<Instant> = None;
         // Ends with the machine, which holds the sending half. A slow reader misses notices, never events.
         loop {
             match notices.recv().await {
@@ -85,7 +88,12 @@ fn report_notices(run: &Run, vm: &Vm) {
                 Ok(VmNotice::GoesOn { path }) => {
                     journal.info(format!("there is room for {} again: the guest goes on", path.display()));
                 }
-                Ok(VmNotice::Reset { count }) => journal.info(format!("the guest restarted ({count})")),
+                // Firmware resets once more on its own way through a restart.
+                Ok(VmNotice::Reset { .. }) => {
+                    if last_reset.replace(Instant::now()).is_none_or(|last| last.elapsed() > RESET_AGAIN) {
+                        journal.info("the guest restarts");
+                    }
+                }
                 Err(RecvError::Lagged(_)) => {}
                 Err(RecvError::Closed) => return,
             }
