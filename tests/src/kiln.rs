@@ -470,7 +470,7 @@ fn shown(lines: &[Value]) -> String {
 /// One sentence: something is said, on one line, and no debug output in it.
 pub fn assert_one_sentence(text: &str) {
     assert!(text.len() > 10 && !text.contains('\n'), "one sentence: {text:?}");
-    for debug in ["Some(", "Err(", "Error {", "os error 0", "panicked"] {
+    for debug in ["Some(", "Err(", "Error {", "os error 0", "panicked at"] {
         assert!(!text.contains(debug), "words for people: {text:?}");
     }
 }
