@@ -20,6 +20,7 @@ use kiln_guest::{
 use kiln_host::digest::sha256;
 use kiln_host::wait::Control;
 
+use crate::proxy::Proxy;
 use crate::server::setting;
 
 /// An emulated guest needs most of a minute for a restart.
@@ -28,15 +29,22 @@ fn control() -> Control {
 }
 
 async fn guest() -> Guest {
+    connect(login()).await
+}
+
+async fn connect(login: Login) -> Guest {
+    Guest::connect(login, |attempt| println!("{attempt:?}"), &control()).await.unwrap()
+}
+
+fn login() -> Login {
     let get = |name: &str| setting(name).unwrap_or_else(|| panic!("{name} is not set"));
     let read = |name: &str| std::fs::read_to_string(get(name)).unwrap();
-    let login = Login {
+    Login {
         user: get("KILN_GUEST_USER"),
         key: KeyPair::from_private_openssh(&read("KILN_GUEST_KEY")).unwrap(),
         host_key: PublicKey::from_openssh(&read("KILN_GUEST_HOST_KEY")).unwrap(),
         addr: get("KILN_GUEST_ADDR").parse().unwrap(),
-    };
-    Guest::connect(login, |attempt| println!("{attempt:?}"), &control()).await.unwrap()
+    }
 }
 
 async fn run(guest: &Guest, privileged: bool, script: &str) -> (StepEnd, String, Vec<StepNotice>) {
@@ -134,6 +142,34 @@ async fn a_reset_without_shutdown_is_told_from_a_restart() {
         run(&guest, true, "echo before; sync; sleep 1; echo b > /proc/sysrq-trigger; sleep 300").await;
     assert_eq!(end, StepEnd::RebootedDuring { orderly: false });
     assert_eq!(text, "before\n");
+    no_trace(&guest).await;
+}
+
+#[tokio::test]
+#[ignore = "needs a guest that somebody booted"]
+async fn a_link_cut_three_times_loses_and_doubles_nothing() {
+    let mut login = login();
+    let proxy = Proxy::start(login.addr).await;
+    login.addr = proxy.addr();
+    let guest = connect(login).await;
+    let script =
+        "#!/bin/sh\nfor i in $(seq 2000); do echo \"line $i\"; [ $((i % 100)) = 0 ] && sleep 0.3; done\n";
+    let (mut text, mut cuts) = (Vec::new(), 0);
+    let hear = |chunk: OutputChunk<'_>| {
+        if let OutputChunk::Stdout(bytes) = chunk {
+            text.extend_from_slice(bytes);
+            let lines = text.iter().filter(|&&byte| byte == b'\n').count();
+            if cuts < 3 && lines > (cuts + 1) * 400 {
+                cuts += 1;
+                proxy.cut();
+            }
+        }
+    };
+    let mut step = DetachedStep::new("count", script);
+    step.privileged = true;
+    let end = guest.run_detached(step, hear, &control()).await.unwrap();
+    assert_eq!((end, cuts), (StepEnd::Exited { code: 0 }, 3));
+    assert!(text == (1..=2000).map(|i| format!("line {i}\n")).collect::<String>().into_bytes());
     no_trace(&guest).await;
 }
 
