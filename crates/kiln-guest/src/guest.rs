@@ -164,6 +164,22 @@ impl Guest {
         }
     }
 
+    /// The boot that the guest is in. Asked once in each session: none outlives a boot.
+    pub(crate) async fn boot_id(&self, control: &Control) -> Result<String, GuestError> {
+        const ACT: &str = "asking for the boot id";
+        let session = self.session(control).await?;
+        if let Some(boot_id) = session.boot_id.get() {
+            return Ok(boot_id.clone());
+        }
+        let output = self.ask(ACT, "cat /proc/sys/kernel/random/boot_id", b"", control).await?;
+        let boot_id = output.text();
+        if !output.success() || boot_id.is_empty() {
+            return Err(GuestError::inside(ACT.to_owned(), output.excerpt()));
+        }
+        // The answer may have come by a newer session; then this one is closed and is not asked again.
+        Ok(session.boot_id.get_or_init(|| boot_id).clone())
+    }
+
     /// The live session, or a new one.
     pub(crate) async fn session(&self, control: &Control) -> Result<Arc<Session>, GuestError> {
         let mut slot = self.session.lock().await;

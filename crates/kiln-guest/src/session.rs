@@ -6,7 +6,7 @@
 
 use std::borrow::Cow;
 use std::ops::ControlFlow;
-use std::sync::Arc;
+use std::sync::{Arc, OnceLock};
 
 use russh::client::{self, AuthResult, Handle, Msg};
 use russh::keys::{PrivateKeyWithHashAlg, PublicKeyOrCertificate};
@@ -27,6 +27,8 @@ const STUCK_WRITE: u32 = 6;
 pub(crate) struct Session {
     handle: Handle<Gatekeeper>,
     closed: CancellationToken,
+    /// Learned by [`crate::Guest`] when first needed.
+    pub(crate) boot_id: OnceLock<String>,
     /// Ends the task behind the session with it, whatever that task is waiting for.
     _severed: DropGuard,
 }
@@ -74,7 +76,7 @@ impl Session {
         let (handle, closed) = tokio::time::timeout(limits.handshake, log_in(link, login, limits))
             .await
             .map_err(|_| AttemptFailure::HandshakeTimeout { limit: limits.handshake })??;
-        Ok(Self { handle, closed, _severed: severing })
+        Ok(Self { handle, closed, boot_id: OnceLock::new(), _severed: severing })
     }
 
     pub(crate) fn is_closed(&self) -> bool {

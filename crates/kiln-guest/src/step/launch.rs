@@ -15,6 +15,13 @@ pub(super) struct Place {
     pub(super) boot_id: String,
 }
 
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub(super) enum Launched {
+    Placed(Place),
+    /// The guest was reset since, and holds nothing of the step.
+    OtherBoot,
+}
+
 impl Place {
     pub(super) fn notice(&self) -> StepNotice {
         let script = self.script.clone();
@@ -80,7 +87,8 @@ impl DetachedStep {
 }
 
 impl Following<'_> {
-    pub(super) async fn launch(&self, control: &Control) -> Result<Place, GuestError> {
+    /// Puts the step there and starts it, in the boot `meant_for` and in no other.
+    pub(super) async fn launch(&self, meant_for: &str, control: &Control) -> Result<Launched, GuestError> {
         let act = format!("starting step {}", self.step.id);
         let nonce = self.nonce.as_str();
         let run = without_comments(&[GOING_DOWN, include_str!("runner.sh")].concat());
@@ -91,12 +99,13 @@ impl Following<'_> {
 
         let size = self.step.script.len().to_string();
         let who = if self.step.privileged { "root" } else { "user" };
-        let mut args = vec![nonce, who, self.step.extension, &size];
+        let mut args = vec![nonce, who, self.step.extension, &size, meant_for];
         args.extend(SCRIPT_DIRS);
         let script = [LETS_RUN, include_str!("launch.sh")].concat();
         let output = self.guest.ask(&act, &script_command(&script, &args), &stdin, control).await?;
         match read_answer(&String::from_utf8_lossy(&output.stdout), nonce) {
-            Ok(Some(place)) => Ok(place),
+            Ok(Some(place)) => Ok(Launched::Placed(place)),
+            Err(Refused::OtherBoot) => Ok(Launched::OtherBoot),
             Ok(None) => Err(GuestError::inside(act, output.excerpt())),
             Err(Refused::NoSudo(detail)) => {
                 Err(GuestError::NoSudo { act, user: self.guest.login().user.clone(), detail })
@@ -109,6 +118,7 @@ impl Following<'_> {
 
 #[derive(Debug, PartialEq, Eq)]
 enum Refused {
+    OtherBoot,
     NoSudo(String),
     Nowhere(String),
     Failed(String),
@@ -125,6 +135,7 @@ fn read_answer(text: &str, nonce: &str) -> Result<Option<Place>, Refused> {
             "folder" => folder = Some(detail.to_owned()),
             "script" => script = Some(detail.to_owned()),
             "started" => boot_id = Some(detail.to_owned()),
+            "otherboot" => return Err(Refused::OtherBoot),
             "nosudo" => return Err(Refused::NoSudo(told())),
             "nowhere" => return Err(Refused::Nowhere(told())),
             _ => return Err(Refused::Failed(told())),
@@ -179,6 +190,7 @@ mod tests {
         let place = read_answer(whole, "N").unwrap().unwrap();
         assert_eq!((place.script.as_str(), place.boot_id.as_str()), ("/tmp/a b.sh", "id"));
         assert_eq!(read_answer("kiln-launch-N script /tmp/s\nkiln-launch-N folder /f\n", "N"), Ok(None));
+        assert_eq!(read_answer("kiln-launch-N otherboot id\n", "N"), Err(Refused::OtherBoot));
         assert_eq!(read_answer("kiln-launch-X started id\n", "N"), Ok(None));
         assert_eq!(
             read_answer("kiln-launch-N nosudo sudo: a password is required\n", "N"),

@@ -1,15 +1,15 @@
 # Starts a detached step, once.
 #
 #   $1 nonce of the step   $2 "root" or "user"   $3 extension and   $4 bytes of the script
-#   $5… directories for the script, best first
+#   $5 the boot it is meant for   $6… directories for the script, best first
 #
 # Standard input: the lines of the file "call", a line "end-of-call-NONCE", the lines of the file "run", a line
 # "end-of-run-NONCE", then the bytes of the script. Answers in lines "kiln-launch-NONCE WORD DETAIL" on standard
 # output. May be run again with the same nonce when the answer got lost: the step is begun once.
 #
 # The step's folder lies where it survives a restart; the script lies where it may be executed.
-nonce=$1 as=$2 extension=$3 size=$4
-shift 4
+nonce=$1 as=$2 extension=$3 size=$4 meant=$5
+shift 5
 answer() { printf 'kiln-launch-%s %s %s\n' "$nonce" "$1" "$2"; }
 fail() { answer failed "$1"; exit 0; }
 read -r boot < /proc/sys/kernel/random/boot_id
@@ -41,6 +41,10 @@ for base in "$HOME" /var/tmp /tmp; do
   folder=$base/.kiln-step-$nonce
   if [ -d "$folder" ]; then begin "$folder"; fi
 done
+
+# In a later boot there is nothing to begin: the step may have been what ended the boot it was meant for, its folder
+# lost with what was not yet on disk.
+[ "$boot" = "$meant" ] || { answer otherboot "$boot"; exit 0; }
 
 for program in setsid mkfifo tail head wc; do
   command -v "$program" >/dev/null || fail "the guest has no program $program"

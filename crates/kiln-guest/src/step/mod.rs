@@ -37,7 +37,7 @@ use crate::error::{GuestError, excerpt};
 use crate::guest::{Guest, script_command};
 use crate::session::Broken;
 use attend::{Attended, Header, State};
-use launch::Place;
+use launch::{Launched, Place};
 
 /// Where a script may lie, best first; `~` is the login user's home. Azure VM Image Builder uses /tmp, which
 /// hardened images mount noexec.
@@ -248,7 +248,10 @@ impl Following<'_> {
         on_output: &mut impl FnMut(OutputChunk<'_>),
         control: &Control,
     ) -> Result<StepEnd, GuestError> {
-        let mut place = self.launch(control).await?;
+        // Whatever happens: never run again in a later boot.
+        let boot_id = self.guest.boot_id(control).await?;
+        let reset: Result<StepEnd, GuestError> = Ok(StepEnd::RebootedDuring { orderly: false });
+        let Launched::Placed(mut place) = self.launch(&boot_id, control).await? else { return reset };
         on_output(OutputChunk::Notice(&place.notice()));
         // The runner was seen to be gone: whatever is on disk now is the end.
         let mut runner_gone = false;
@@ -346,8 +349,13 @@ impl Following<'_> {
                     if launches > LAUNCH_LIMIT {
                         return Err(self.step_lost(&header.detail));
                     }
-                    place = self.launch(control).await?;
+                    match self.launch(&boot_id, control).await? {
+                        Launched::Placed(again) => place = again,
+                        Launched::OtherBoot => return reset,
+                    }
                 }
+                // What was not on disk yet went with the boot it was started in.
+                State::Gone if header.boot_id != place.boot_id => return reset,
                 State::Gone => return Err(self.step_lost("its folder is gone")),
                 State::Lost => return Err(self.step_lost(&header.detail)),
             }
