@@ -58,7 +58,8 @@ fn interpreter(pwsh: String, fetched: bool) -> Vec<String> {
     const CALL: &str = "& { if (Test-Path variable:global:ProgressPreference) \
                         { $global:ProgressPreference = 'SilentlyContinue' }; & $args[0]; exit $LASTEXITCODE }";
     let how: &[&str] = if fetched { &["-Command", CALL] } else { &["-File"] };
-    let options = ["-NoProfile", "-NonInteractive", "-ExecutionPolicy", "Bypass"];
+    // No -ExecutionPolicy: policies are a thing of Windows.
+    let options = ["-NoProfile", "-NonInteractive"];
     std::iter::once(pwsh).chain(options.iter().chain(how).map(|word| (*word).to_owned())).collect()
 }
 
