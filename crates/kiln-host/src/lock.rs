@@ -21,8 +21,8 @@ use crate::wait::{Control, Interrupted};
 /// distance, short against the work that locks are held for.
 const ASK_AGAIN: Duration = Duration::from_millis(50);
 /// [`is_held`] takes a shared lock for the moment of its question. Whoever wants the lock in that moment asks again, this
-/// often, a millisecond apart, before it takes no for an answer.
-const PROBES_OUTLASTED: u32 = 20;
+/// often, a millisecond apart, before it takes no for an answer: one who asks may lose the processor meanwhile.
+const PROBES_OUTLASTED: u32 = 1000;
 
 /// An exclusive lock, held until dropped.
 #[derive(Debug)]
