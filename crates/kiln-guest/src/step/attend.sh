@@ -29,19 +29,22 @@ runner_lives() {
   printf '%s\n' "$d/run" | grep -qaFf - /proc/[0-9]*/cmdline
 }
 
-tries=0
+tries=0 swept=yes
 while :; do
   began_in=
   { read -r began_in < "$d/boot"; } 2>/dev/null
   if [ -f "$d/exit" ]; then
     read -r code so se < "$d/exit"
-    say ended "$(going_down)"
-    rest
+    if [ -n "$se" ]; then say ended "$(going_down)"; rest; fi
+    # A crash left the name and not the words.
+    code=-
   fi
   if [ -z "$began_in" ]; then
-    # The step swept our folder away: its runner, if it is still there, brings it back when the step ends.
-    if runner_lives; then sleep 0.2 || sleep 1; continue; fi
-    [ -f "$d/boot" ] && continue
+    # The step swept our folder away: its runner, if it is still there, brings it back when the step ends. Or a crash
+    # came before the folder was on the disk; then nobody does.
+    if runner_lives; then swept=yes; sleep 0.2 || sleep 1; continue; fi
+    # It may have ended between our two looks.
+    if [ -n "$swept" ]; then swept=; continue; fi
     say gone
     exit 0
   fi

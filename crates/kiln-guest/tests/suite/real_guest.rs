@@ -143,6 +143,10 @@ async fn a_reset_without_shutdown_is_told_from_a_restart() {
     assert_eq!(end, StepEnd::RebootedDuring { orderly: false });
     assert_eq!(text, "before\n");
     no_trace(&guest).await;
+    // Before anything of the step is on the disk.
+    let (end, _, _) = run(&guest, true, "echo b > /proc/sysrq-trigger; sleep 300").await;
+    assert_eq!(end, StepEnd::RebootedDuring { orderly: false });
+    no_trace(&guest).await;
 }
 
 #[tokio::test]

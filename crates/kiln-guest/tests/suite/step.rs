@@ -392,6 +392,26 @@ async fn a_crash_is_told_from_an_orderly_restart() {
     lab.no_trace(&heard);
 }
 
+/// A file system after a crash: names without contents, or no folder at all.
+#[tokio::test]
+async fn a_crash_that_took_the_folder_with_it_is_a_crash() {
+    let Some(lab) = Lab::start().await else { return };
+    for empty in ["boot exit", "exit"] {
+        let wipe = async {
+            let folder = until(|| lab.folder()).await;
+            signal_session(&folder, "-KILL");
+            for name in empty.split(' ') {
+                std::fs::write(folder.join(name), "").unwrap();
+            }
+        };
+        let step = DetachedStep::new("crashed", "#!/bin/sh\necho here\nsleep 30\n");
+        let ((end, heard), ()) = tokio::join!(lab.run(step), wipe);
+        // The boot id is the same here, so it is not taken for a restart; with another one it is.
+        assert!(matches!(&end, Err(GuestError::StepLost { .. })), "{empty}: {end:?}");
+        lab.no_trace(&heard);
+    }
+}
+
 #[tokio::test]
 async fn secrets_of_a_step_show_in_no_process_list() {
     let Some(lab) = Lab::start().await else { return };
