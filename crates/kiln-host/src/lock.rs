@@ -27,8 +27,16 @@ const PROBES_OUTLASTED: u32 = 1000;
 /// An exclusive lock, held until dropped.
 #[derive(Debug)]
 pub struct FileLock {
-    _file: File,
+    file: File,
     path: PathBuf,
+}
+
+impl Drop for FileLock {
+    /// Closing would do, were it not for a child that another thread forks just now: it shares the open file until it
+    /// becomes its program, and the lock with it.
+    fn drop(&mut self) {
+        let _ = rustix::fs::flock(&self.file, FlockOperation::Unlock);
+    }
 }
 
 /// Why a lock could not be had in time.
@@ -48,7 +56,7 @@ impl FileLock {
         let file = open(path, true)?;
         for attempt in 0..PROBES_OUTLASTED {
             match rustix::fs::flock(&file, FlockOperation::NonBlockingLockExclusive) {
-                Ok(()) => return Ok(Some(Self { _file: file, path: path.to_owned() })),
+                Ok(()) => return Ok(Some(Self { file, path: path.to_owned() })),
                 Err(Errno::WOULDBLOCK) => {}
                 Err(error) => return Err(error.into()),
             }

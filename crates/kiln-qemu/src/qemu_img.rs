@@ -1,9 +1,10 @@
 //! qemu-img, through one wrapper. Formats are always given, never guessed: a guest can write anything into the first
 //! bytes of a raw disk, a header with the path of a host file among it.
 
+use std::ffi::OsStr;
 use std::path::{Path, PathBuf};
 
-use kiln_host::process::{Invocation, ProcessError};
+use kiln_host::process::{Invocation, ProcessError, find_program};
 use kiln_host::wait::Control;
 use serde::Deserialize;
 
@@ -93,6 +94,11 @@ impl QemuImgError {
 impl QemuImg {
     pub fn new(program: impl Into<PathBuf>) -> Self {
         Self { program: program.into() }
+    }
+
+    /// The qemu-img of `search_path` (the form of `PATH`), if there is one.
+    pub fn find(search_path: &OsStr) -> Option<Self> {
+        find_program("qemu-img", search_path).map(Self::new)
     }
 
     pub fn program(&self) -> &Path {

@@ -52,7 +52,7 @@ impl Qemu {
             program: "qemu-system-x86_64",
             package: "qemu-system-x86 (Debian, Ubuntu) or qemu-kvm (Fedora, RHEL)",
         })?;
-        let img = find_program("qemu-img", search_path).ok_or(HostError::NotInstalled {
+        let img = QemuImg::find(search_path).ok_or(HostError::NotInstalled {
             program: "qemu-img",
             package: "qemu-utils (Debian, Ubuntu) or qemu-img (Fedora, RHEL)",
         })?;
@@ -67,7 +67,7 @@ impl Qemu {
             Err(_) => (false, list.run_blocking().map_err(ask)?),
         };
         let pvpanic = devices.stdout_text().lines().any(|line| line.starts_with("name \"pvpanic\""));
-        Ok(Self { system, img: QemuImg::new(img), version, features: Features { sandbox, pvpanic } })
+        Ok(Self { system, img, version, features: Features { sandbox, pvpanic } })
     }
 
     /// qemu-system-x86_64, by whatever name.

@@ -4,7 +4,6 @@ mod bring;
 mod list;
 mod recipe;
 
-use kiln_host::process::find_program;
 use kiln_model::catalog::CatalogEntry;
 use kiln_qemu::qemu_img::QemuImg;
 
@@ -71,7 +70,7 @@ fn version_of_now() -> String {
 /// qemu-img, which reads and converts disks on their way in.
 fn qemu_img(around: &Surroundings<'_>) -> Result<QemuImg, Failure> {
     let path = around.environment.search_path();
-    find_program("qemu-img", &path).map(QemuImg::new).ok_or_else(|| {
+    QemuImg::find(&path).ok_or_else(|| {
         Failure::host(anyhow::anyhow!("qemu-img is not installed"))
             .hint("`kiln doctor` shows the command that installs what is missing")
     })
