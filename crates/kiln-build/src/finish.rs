@@ -45,7 +45,7 @@ pub fn finish(claimed: Claimed, result: Result<Vec<RunOutput>, BuildError>) -> R
                 (error.fault(), error.sentence())
             };
             // Inputs are many, and each that failed is in the log already.
-            if !matches!(error, BuildError::Input { .. }) {
+            if timed_out || !matches!(error, BuildError::Input { .. }) {
                 log.error(&cause);
             }
             let failure = Failure {
