@@ -75,10 +75,6 @@ find "$root/var/log" -type f -delete
 rm -f "$root"/etc/resolv.conf "$root"/etc/apt/apt.conf.d/99mmdebstrap "$root"/etc/dpkg/dpkg.cfg.d/99mmdebstrap
 chmod 644 "$root/etc/hostname" "$root/etc/hosts"
 : > "$root/etc/machine-id"
-# The guest asks the public archive, whatever this host uses.
-cat > "$root/etc/apt/sources.list" <<LIST
-deb http://deb.debian.org/debian $SUITE main
-deb http://deb.debian.org/debian $SUITE-updates main
-deb http://deb.debian.org/debian-security $SUITE-security main
-LIST
+# The image asks the archive it was made from, and needs no more than one file for that.
 rm -f "$root"/etc/apt/sources.list.d/*
+"$here/sources.sh" "$SUITE" > "$root/etc/apt/sources.list"

@@ -1,13 +1,20 @@
 #!/bin/bash
-# Prints apt sources for SUITE: the addresses this machine already uses, so that
-# an internal mirror is honoured; the public archive where none is configured.
+# Prints apt sources for SUITE: the addresses this machine already uses, so that an
+# internal mirror is honoured, in the build and in the image. DEBIAN_MIRROR names the
+# archive on a machine that uses none (another distribution, say).
 set -euo pipefail
 suite=${1:?usage: sources.sh SUITE}
-uri=$(apt-get indextargets --format '$(SITE)|$(CODENAME)|$(SUITE)|$(ORIGIN)' 'Created-By: Packages' 2>/dev/null |
-  awk -F'|' -v s="$suite" '$4=="Debian" && $2==s {print $1; exit}')
-security=$(apt-get indextargets --format '$(SITE)|$(CODENAME)|$(SUITE)|$(LABEL)' 'Created-By: Packages' 2>/dev/null |
-  awk -F'|' -v s="$suite" '$4=="Debian-Security" {print $1; exit}')
-uri=${uri:-http://deb.debian.org/debian}
-echo "deb [signed-by=/usr/share/keyrings/debian-archive-keyring.gpg] $uri $suite main"
-echo "deb [signed-by=/usr/share/keyrings/debian-archive-keyring.gpg] $uri $suite-updates main"
-echo "deb [signed-by=/usr/share/keyrings/debian-archive-keyring.gpg] ${security:-${uri%/debian*}/debian-security} $suite-security main"
+configured() { # LABEL CODENAME: the first address of that archive
+  apt-get indextargets --format '$(SITE)|$(CODENAME)|$(LABEL)' 'Created-By: Packages' 2>/dev/null |
+    awk -F'|' -v codename="$2" -v label="$1" '$3==label && (codename=="" || $2==codename) {print $1; exit}'
+}
+uri=${DEBIAN_MIRROR:-$(configured Debian "$suite")}
+if [ -z "$uri" ]; then
+  echo "sources.sh: this machine has no apt source for Debian $suite; name one in DEBIAN_MIRROR" >&2
+  exit 1
+fi
+security=$(configured Debian-Security "")
+key='[signed-by=/usr/share/keyrings/debian-archive-keyring.gpg]'
+echo "deb $key $uri $suite main"
+echo "deb $key $uri $suite-updates main"
+echo "deb $key ${security:-${uri%/debian*}/debian-security} $suite-security main"
