@@ -5,7 +5,10 @@
 use std::io;
 use std::path::{Path, PathBuf};
 
-use crate::run_dir::{Claim, RunDir, RunId};
+use kiln_library::Library;
+
+use crate::error::BuildError;
+use crate::run_dir::{Claim, RunDir, RunId, RunRequest};
 
 /// The files of `RUN_DIR/work` and the run's folder for sockets.
 #[derive(Debug)]
@@ -64,6 +67,13 @@ pub fn sockets(runtime_dir: &Path, id: &RunId) -> PathBuf {
 /// Removes the work folder of a run, if there is one.
 pub fn remove(dir: &RunDir) -> io::Result<()> {
     remove_folder(&dir.work())
+}
+
+/// Removes what killed workers left half-made in a library; living ones' work stays.
+pub fn sweep_library(request: &RunRequest) -> Result<(), BuildError> {
+    // Opening it does that.
+    Library::open(&request.library)?;
+    Ok(())
 }
 
 /// Removes the sockets of a run whose worker is gone.

@@ -20,6 +20,8 @@ pub enum SettleError {
     Alive(PathBuf),
     #[error("could not clean up {}", path.display())]
     Io { path: PathBuf, source: io::Error },
+    #[error("could not clean up the library")]
+    Library(#[source] kiln_build::BuildError),
     #[error(transparent)]
     RunDir(#[from] RunDirError),
 }
@@ -40,6 +42,7 @@ pub fn settle(dir: &RunDir, how: &str) -> Result<RunState, SettleError> {
     if let Some(claim) = dir.read_claim()? {
         kiln_build::workspace::remove_sockets(&claim).map_err(io(claim.sockets.clone()))?;
     }
+    kiln_build::workspace::sweep_library(&request).map_err(SettleError::Library)?;
     if request.output_dir.is_dir() {
         kiln_host::publish::remove_leftovers(&request.output_dir).map_err(io(request.output_dir.clone()))?;
     }

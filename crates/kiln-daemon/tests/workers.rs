@@ -93,6 +93,9 @@ async fn a_worker_that_dies_is_noticed_and_its_run_settled_once() {
     std::fs::create_dir(place.dir.work()).unwrap();
     std::fs::write(place.dir.work().join("os.qcow2"), "half").unwrap();
     let sockets = place.output.with_file_name("sockets");
+    let download = place.output.with_file_name("library").join("tmp/once-abc.part");
+    std::fs::create_dir_all(download.parent().unwrap()).unwrap();
+    std::fs::write(&download, "half").unwrap();
     std::fs::create_dir(&sockets).unwrap();
     place.dir.write_claim(&claim(&sockets)).unwrap();
     std::fs::write(place.output.join(".hello.vhd.abc123.kiln-aside"), "half").unwrap();
@@ -114,6 +117,7 @@ async fn a_worker_that_dies_is_noticed_and_its_run_settled_once() {
     assert!(message.contains("SIGKILL"), "{message}");
     assert!(!place.dir.work().exists());
     assert!(!sockets.exists());
+    assert!(!download.exists());
     assert_eq!(std::fs::read_dir(&place.output).unwrap().count(), 0, "nothing half-made stays");
 }
 
