@@ -3,6 +3,9 @@
 //! INVARIANT: one writer. Only the holder of the run's lock has a [`Journal`].
 //! INVARIANT: a run ends once. After [`RunEventKind::RunEnded`] nothing is written.
 //!
+//! Room for the end is taken at the beginning: a run that filled the disk can still say
+//! so, while its QEMU may not yet have let go of what filled it.
+//!
 //! A line is written with one call, so that a reader sees whole lines or, after a
 //! crash, one torn line at the end, which a reader cuts off and the next writer too.
 
@@ -10,7 +13,7 @@ use std::collections::HashMap;
 use std::fs::{File, OpenOptions};
 use std::io::{self, Read as _, Seek as _, SeekFrom, Write as _};
 use std::os::unix::fs::OpenOptionsExt as _;
-use std::path::Path;
+use std::path::{Path, PathBuf};
 use std::sync::{Arc, Mutex, PoisonError};
 use std::time::{Duration, Instant};
 
@@ -18,6 +21,8 @@ use kiln_model::event::{NoticeLevel, RunEvent, RunEventKind, StepOutcome, StepRe
 use kiln_model::run::{Phase, RunState};
 use tokio_util::sync::CancellationToken;
 
+/// Taken beside the journal, and given up when the disk is full, bytes.
+const RESERVE: usize = 256 << 10;
 /// Between two progress events of one step.
 const PROGRESS_EVERY: Duration = Duration::from_millis(500);
 
@@ -30,6 +35,9 @@ pub struct Journal {
 #[derive(Debug)]
 struct Inner {
     file: File,
+    /// Of the whole lines, bytes.
+    length: u64,
+    reserve: PathBuf,
     next_seq: u64,
     started: Instant,
     ended: Option<RunState>,
@@ -52,6 +60,11 @@ impl Journal {
             file.set_len(whole as u64)?;
         }
         file.seek(SeekFrom::End(0))?;
+        let reserve = path.with_extension("reserve");
+        // A disk that is full already is the next write's trouble; there may be an earlier worker's reserve.
+        if !reserve.exists() && std::fs::write(&reserve, vec![0; RESERVE]).is_err() {
+            let _ = std::fs::remove_file(&reserve);
+        }
         let lines = text[..whole].iter().filter(|byte| **byte == b'\n').count() as u64;
         let ended = text[..whole].trim_ascii_end().rsplit(|byte| *byte == b'\n').next().and_then(end_state);
         let started =
@@ -59,6 +72,8 @@ impl Journal {
         Ok(Self {
             inner: Arc::new(Mutex::new(Inner {
                 file,
+                length: whole as u64,
+                reserve,
                 next_seq: lines,
                 started,
                 ended,
@@ -102,13 +117,16 @@ impl Journal {
             RunEvent { seq: inner.next_seq, time: now(), elapsed_ms: millis(inner.started.elapsed()), event };
         let written = serde_json::to_vec(&event).map_err(io::Error::other).and_then(|mut line| {
             line.push(b'\n');
-            inner.file.write_all(&line)?;
+            inner.write_line(&line)?;
             if ends.is_some() { inner.file.sync_all() } else { Ok(()) }
         });
         match written {
             Ok(()) => {
                 inner.next_seq += 1;
                 inner.ended = ends;
+                if ends.is_some() {
+                    let _ = std::fs::remove_file(&inner.reserve);
+                }
             }
             Err(error) => inner.broken = inner.broken.take().or(Some(error)),
         }
@@ -165,6 +183,24 @@ impl Journal {
             inner.last_progress.insert(step.id.clone(), now);
         }
         self.append(RunEventKind::StepProgress { step: step.clone(), done, total, unit });
+    }
+}
+
+impl Inner {
+    /// Writes a whole line or nothing of it; gives up the reserve where there is no other room.
+    fn write_line(&mut self, line: &[u8]) -> io::Result<()> {
+        let mut written = self.file.write_all(line);
+        if written.is_err() {
+            self.file.set_len(self.length)?;
+            if std::fs::remove_file(&self.reserve).is_ok() {
+                written = self.file.write_all(line);
+            }
+        }
+        match written {
+            Ok(()) => self.length += line.len() as u64,
+            Err(_) => self.file.set_len(self.length)?,
+        }
+        written
     }
 }
 
@@ -301,6 +337,20 @@ mod tests {
             &e.event,
             RunEventKind::StepEnded { step, outcome: StepOutcome::Failed, .. } if step.id == "customize/2"
         )));
+    }
+
+    #[test]
+    fn room_for_the_end_is_taken_and_given_back() {
+        let dir = tempfile::tempdir().unwrap();
+        let path = dir.path().join("events.jsonl");
+        let journal = Journal::open(&path).unwrap();
+        assert_eq!(std::fs::metadata(dir.path().join("events.reserve")).unwrap().len(), RESERVE as u64);
+        journal.info("one");
+        let end =
+            RunEventKind::RunEnded { state: RunState::Failed, message: String::new(), failure: None, ms: 1 };
+        journal.append(end);
+        assert!(!dir.path().join("events.reserve").exists(), "given back at the end");
+        assert_eq!(lines(&path).len(), 2);
     }
 
     #[test]

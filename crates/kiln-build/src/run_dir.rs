@@ -7,6 +7,7 @@
 //!    lock                 held as long as a worker lives               (worker)
 //!    claim.json           which worker: host, boot, pid, attempt       (worker)
 //!    events.jsonl         the one truth about the run                  (holder of the lock only)
+//!    events.reserve       room for the end of the run; gone with it    (holder of the lock only)
 //!    customization.log    guest output, in AIB's form                  (worker)
 //!    serial.log           the guest's serial console                   (QEMU)
 //!    qemu.log             what QEMU itself said                        (QEMU)
