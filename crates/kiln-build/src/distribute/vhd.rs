@@ -86,8 +86,7 @@ pub(super) async fn publish(
 }
 
 /// The same run gives the same footer, however often it is distributed: the identifier
-/// derives from the run's id, and the time is the template's of no moment at all, the
-/// format's own beginning (2000-01-01).
+/// derives from the run's id, and the time is the format's own beginning (2000-01-01).
 fn footer_options(run: &Run) -> FooterOptions {
     const BEGINNING: Duration = Duration::from_secs(946_684_800);
     let name = run.request.run_id.as_str().as_bytes();
