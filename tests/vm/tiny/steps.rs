@@ -95,7 +95,8 @@ fn a_lost_link_is_not_a_lost_step() {
     let template = tiny().shell(
         "noisy",
         ["i=0; while [ $i -lt 200 ]; do i=$((i+1)); echo \"line $i.\"; \
-          if [ $((i % 60)) = 0 ]; then sudo killall -9 dropbear; fi; usleep 20000; done"],
+          if [ $((i % 60)) = 0 ]; then until sudo killall -9 dropbear; do usleep 10000; done; fi; \
+          usleep 20000; done"],
     );
     let ended = kiln.build(&template).succeeded();
     let log = ended.log();

@@ -41,7 +41,7 @@ use crate::argv::{arguments, qmp_socket};
 use crate::disk::{Overlay, StoppedMachine};
 use crate::host::Qemu;
 use crate::machine::Machine;
-use crate::qmp::Qmp;
+use crate::qmp::{Qmp, QmpError};
 
 /// QEMU is up in a second; a host that swaps may take longer.
 const START_LIMIT: Duration = Duration::from_secs(60);
@@ -125,7 +125,7 @@ impl Vm {
         tokio::spawn(follower.run(events));
         let (disks, log) = (machine.disks, machine.qemu_log);
         let vm = Self { child, qmp, seen, notices, disks, log };
-        vm.guard(&control, vm.qmp.execute("cont", json!({}))).await??;
+        vm.answered(&control, vm.qmp.execute("cont", json!({}))).await?;
         Ok(vm)
     }
 
@@ -142,7 +142,7 @@ impl Vm {
     /// Where the guest's SSH port is forwarded from. That a connection opens there means nothing: QEMU accepts it
     /// before the guest listens.
     pub async fn ssh_addr(&self, control: &Control) -> Result<SocketAddr, VmError> {
-        let table = self.guard(control, self.qmp.human("info usernet")).await??;
+        let table = self.answered(control, self.qmp.human("info usernet")).await?;
         let port = forwarded_port(&table, 22).ok_or(VmError::NoForward)?;
         Ok(SocketAddr::from((Ipv4Addr::LOCALHOST, port)))
     }
@@ -212,6 +212,19 @@ impl Vm {
                 pid = self.child.pid(),
                 "QEMU does not end; its host may be short of memory or disk"
             );
+        }
+    }
+
+    /// QEMU's answer. The control connection ends a moment before the process does, and the exit says more.
+    async fn answered<T>(
+        &self,
+        control: &Control,
+        answer: impl Future<Output = Result<T, QmpError>>,
+    ) -> Result<T, VmError> {
+        match self.guard(control, answer).await? {
+            Ok(answer) => Ok(answer),
+            Err(error @ QmpError::Closed { .. }) => Err(or_exit(&self.child, &self.log, error.into()).await),
+            Err(error) => Err(error.into()),
         }
     }
 

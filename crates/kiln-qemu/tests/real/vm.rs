@@ -166,6 +166,23 @@ s = socket.socket(socket.AF_UNIX); s.connect(sys.argv[1]); s.send(b\"{\"); sys.e
     assert!(error.starts_with("QEMU ended with exit status 4; it said: no room for page tables"), "{error}");
 }
 
+/// A dying process loses its connections before it is gone: the question that then has no answer fails with the exit.
+#[tokio::test]
+async fn a_question_to_a_dying_qemu_is_answered_by_its_exit() {
+    let dir = tempfile::tempdir().unwrap();
+    // Greets, agrees, hangs up on the next question, and is killed a moment later.
+    let script = "path=$(printf '%s\\n' \"$@\" | sed -n 's/.*id=qmp0,path=//p')
+        exec python3 -c 'import json, os, signal, socket, sys, time
+s = socket.socket(socket.AF_UNIX); s.connect(sys.argv[1]); lines = s.makefile(\"rw\")
+def say(what): lines.write(json.dumps(what) + \"\\n\"); lines.flush()
+say({\"QMP\": {}}); say({\"return\": {}, \"id\": json.loads(lines.readline())[\"id\"]}); lines.readline()
+s.shutdown(socket.SHUT_RDWR); time.sleep(0.3); os.kill(os.getpid(), signal.SIGKILL)' \"$path\"";
+    let fake = fake_qemu(dir.path(), script);
+    let error =
+        Vm::start(&fake, machine(dir.path(), Does::Nothing), &in_time()).await.unwrap_err().to_string();
+    assert!(error.starts_with("QEMU ended with signal 9 (SIGKILL)"), "{error}");
+}
+
 #[tokio::test]
 async fn a_folder_too_deep_for_a_socket_is_named() {
     let dir = tempfile::tempdir().unwrap();
