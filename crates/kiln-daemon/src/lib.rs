@@ -13,9 +13,21 @@
 //! answers whether it lives. Whoever follows a run may itself end: the worker goes
 //! on, and the next follower reads the same events from the start.
 
+pub mod access;
+pub mod config;
+pub mod daemon;
 pub mod executor;
 mod follow;
+pub mod gc;
+pub mod http;
+pub mod runs;
+pub mod serve;
 mod settle;
+pub mod setup;
+pub mod shelves;
+pub mod store;
+pub mod templates;
+pub mod tls;
 
 pub use follow::{FollowError, Followed, News, follow};
 pub use settle::{SettleError, settle};

@@ -12,7 +12,7 @@ const ALLOWED: [(&str, &[&str]); 9] = [
     ("kiln-guest", &["kiln-host"]),
     ("kiln-library", &["kiln-host", "kiln-model", "kiln-qemu"]),
     ("kiln-build", &["kiln-guest", "kiln-host", "kiln-library", "kiln-model", "kiln-qemu"]),
-    ("kiln-daemon", &["kiln-build", "kiln-host", "kiln-model"]),
+    ("kiln-daemon", &["kiln-build", "kiln-host", "kiln-library", "kiln-model"]),
     ("kiln", &["kiln-build", "kiln-daemon", "kiln-host", "kiln-library", "kiln-model", "kiln-qemu"]),
     ("kiln-tests", &[]),
 ];

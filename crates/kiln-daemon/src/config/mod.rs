@@ -1,0 +1,1 @@
+//! The daemon's settings: one YAML file.

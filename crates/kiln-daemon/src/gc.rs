@@ -1,0 +1,1 @@
+//! What goes when: retention and its dry run.

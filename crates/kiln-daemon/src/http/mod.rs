@@ -1,0 +1,1 @@
+//! The API: paths, status codes, bodies.

@@ -1,0 +1,1 @@
+//! Runs: queue, admission, workers followed to their end.

@@ -1,0 +1,1 @@
+//! What a client needs to know to connect to this server.

@@ -1,0 +1,1 @@
+//! The catalog and the library, as commands and daemon find them.

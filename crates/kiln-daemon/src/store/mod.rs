@@ -1,0 +1,5 @@
+//! The store: SQLite, one writer, many readers.
+
+mod records;
+
+pub use records::*;

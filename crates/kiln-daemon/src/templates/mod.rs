@@ -1,0 +1,1 @@
+//! Templates: from a request to a stored template, and to a plan.

@@ -1,0 +1,1 @@
+//! Certificates: the server's own CA and leaf.
