@@ -23,6 +23,7 @@ use std::path::{Path, PathBuf};
 use std::time::Duration;
 
 use anyhow::{Context as _, anyhow};
+use kiln_daemon::shelves::ShelvesSettings;
 use kiln_library::{FetchSettings, ProxySettings};
 
 use crate::args;
@@ -186,6 +187,17 @@ impl Folders {
                 .map(|base| base.join("kiln/catalog.yaml")),
             images,
         })
+    }
+}
+
+impl Folders {
+    /// Where the catalog and the library are looked for.
+    pub fn shelves(&self) -> ShelvesSettings {
+        ShelvesSettings {
+            library: self.library.clone(),
+            images: self.images.clone(),
+            user_catalog: self.user_catalog.clone(),
+        }
     }
 }
 

@@ -9,16 +9,14 @@ use std::fs::File;
 use std::io::{self, Read};
 
 use anyhow::Context as _;
-use kiln_model::plan::{BuildPlan, HostLimits};
-use kiln_model::template::{CheckedTemplate, TemplateSource};
-use kiln_model::{CheckContext, Checked, Document, MAX_TEMPLATE_BYTES, Problem, Problems, check};
+use kiln_daemon::shelves;
+use kiln_model::plan::BuildPlan;
+use kiln_model::template::CheckedTemplate;
+use kiln_model::{CheckContext, Checked, Document, MAX_TEMPLATE_BYTES, Problems, check};
 
 use super::shelves::Shelves;
 use crate::exit::Failure;
 use crate::settings::TemplateInput;
-
-/// Kept back for QEMU's own needs and for Kiln, MiB, when the host's memory is shared out.
-const KEPT_BACK_MIB: u64 = 256;
 
 /// A template that became a plan, with what is to be said about it.
 #[derive(Debug)]
@@ -86,29 +84,11 @@ pub fn prepare(input: &TemplateInput, shelves: &Shelves) -> Result<Prepared, NoP
     let bytes = read(input)?;
     let (problems, template) = check_template(input, &bytes, shelves, false);
     let Some(template) = template else { return Err(NoPlan::Problems(problems)) };
-    let refused = template.refusals();
-    let TemplateSource::Platform { name, version, plan: _ } = &template.source else {
-        return Err(NoPlan::Problems(joined(problems, refused)));
-    };
-    let image = match shelves.catalog.choose(&shelves.stored, name, version) {
-        Ok(image) => image,
-        // Getting an image for a template that cannot be built would be in vain.
-        Err(_) if !refused.is_empty() => return Err(NoPlan::Problems(joined(problems, refused))),
-        Err(error) => return Err(NoPlan::Other(Failure::input(error))),
-    };
-    let host = HostLimits {
-        cpus: kiln_host::space::cpus(),
-        memory_mib: kiln_host::space::memory_available_mib()
-            .context("cannot tell how much memory this host has")
-            .map_err(Failure::host)?
-            .saturating_sub(KEPT_BACK_MIB),
-    };
-    match template.plan(&image, host) {
+    let host =
+        shelves::host_limits().context("cannot tell how much memory this host has").map_err(Failure::host)?;
+    match shelves.plan(&template, host) {
         Ok(plan) => Ok(Prepared { plan, problems }),
-        Err(refused) => Err(NoPlan::Problems(joined(problems, refused.into_iter().collect()))),
+        Err(shelves::NoPlan::Problems(refused)) => Err(NoPlan::Problems(shelves::joined(problems, refused))),
+        Err(shelves::NoPlan::Image(error)) => Err(NoPlan::Other(Failure::input(error))),
     }
-}
-
-fn joined(first: Problems, second: Vec<Problem>) -> Problems {
-    Problems::new(first.into_iter().chain(second).collect())
 }
