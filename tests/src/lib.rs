@@ -7,6 +7,7 @@
 //!  Reboot   boots it again, with other keys than the build's, and asks it things
 //!  Footer   reads a VHD's footer by the published specification
 //!  Server   serves scripts and files, well or badly
+//!  Daemon   `kiln serve` of a home, asked by curl
 //!  census   which processes a run has, and had
 //! ```
 //! Nothing here is Kiln's own code: the command is driven as a person drives it, and
@@ -20,6 +21,7 @@
 #![allow(clippy::missing_panics_doc, reason = "a harness fails a test by a panic")]
 
 pub mod census;
+pub mod daemon;
 pub mod disk;
 pub mod footer;
 pub mod keys;

@@ -47,3 +47,13 @@ pub fn pwsh() -> Option<PathBuf> {
 pub fn search_path() -> String {
     variable("PATH").map(|path| path.display().to_string()).unwrap_or_default()
 }
+
+/// The folder with the real clients: `KILN_CLIENTS`, else beside the test data. Made by `scripts/clients`.
+pub fn clients() -> PathBuf {
+    variable("KILN_CLIENTS").unwrap_or_else(|| test_data().join("clients"))
+}
+
+/// A variable that every child process gets.
+pub fn inherited(name: &str) -> Option<String> {
+    variable(name).map(|value| value.display().to_string())
+}

@@ -97,4 +97,13 @@ impl Template {
     pub fn text(&self) -> String {
         serde_json::to_string_pretty(&self.0).unwrap()
     }
+
+    /// The body of a PUT: without the envelope that a file has.
+    pub fn resource(&self) -> String {
+        let mut body = self.0.clone();
+        let body = body.as_object_mut().unwrap();
+        body.remove("type");
+        body.remove("apiVersion");
+        serde_json::to_string_pretty(body).unwrap()
+    }
 }

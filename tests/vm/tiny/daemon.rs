@@ -1,0 +1,257 @@
+//! Runs of a daemon: it may end at any moment, and a run goes on; a worker may, and its run is settled.
+
+use std::path::PathBuf;
+use std::time::Duration;
+
+use kiln_tests::census;
+use kiln_tests::daemon::Daemon;
+use kiln_tests::disk::Disk;
+use kiln_tests::footer;
+use kiln_tests::kiln::Kiln;
+use kiln_tests::program::{self, until};
+use kiln_tests::slots;
+use kiln_tests::template::{Template, tiny};
+use serde_json::Value;
+
+/// A run of the tiny guest, waiting for the processor included.
+const RUN_LIMIT: Duration = Duration::from_secs(10 * 60);
+
+fn small() -> Template {
+    tiny().shell("short", ["echo made by a daemon | sudo tee /srv/made", "sleep 4"])
+}
+
+fn events(kiln: &Kiln) -> Vec<Value> {
+    let Some(run) = kiln.runs().pop() else { return Vec::new() };
+    let text = std::fs::read_to_string(run.join("events.jsonl")).unwrap_or_default();
+    text.lines()
+        .filter_map(|line| serde_json::from_str::<Value>(line).ok())
+        .map(|line| line["event"].clone())
+        .collect()
+}
+
+fn until_event(kiln: &Kiln, what: &str, wanted: impl Fn(&Value) -> bool) {
+    until(what, RUN_LIMIT, || events(kiln).iter().any(&wanted).then_some(()));
+}
+
+fn until_step(kiln: &Kiln, id: &str) {
+    until_event(kiln, &format!("the step {id}"), |event| {
+        event["kind"] == "stepStarted" && event["step"]["id"] == id
+    });
+}
+
+fn worker(kiln: &Kiln) -> census::Process {
+    let claim = kiln.runs().pop().expect("a run").join("claim.json");
+    let pid = until("a claim", Duration::from_secs(30), || {
+        let claim: Value = serde_json::from_slice(&std::fs::read(&claim).ok()?).ok()?;
+        i32::try_from(claim["pid"].as_i64()?).ok()
+    });
+    kiln.processes().into_iter().find(|process| process.pid == pid).expect("the worker lives")
+}
+
+/// The artifact of the template's run output `out`, downloaded.
+fn download(daemon: &Daemon<'_>, template: &str) -> PathBuf {
+    let id = daemon.template_id(template);
+    let output = daemon.get(&format!("{id}/runOutputs/out?api-version=2023-07-01")).json();
+    let uri = output["properties"]["artifactUri"].as_str().unwrap_or_else(|| panic!("{output:#}")).to_owned();
+    let to = daemon.kiln().path().join("downloaded.vhd");
+    // The port may be another daemon's: the path is what stays.
+    let path = &uri[uri.find("/kiln/").unwrap()..];
+    let answer = daemon.curl("GET", path, &["--output", to.to_str().unwrap(), "--dump-header", "-"]);
+    assert_eq!(answer.status, 200, "{}", answer.text());
+    to
+}
+
+fn assert_made(daemon: &Daemon<'_>, template: &str) {
+    let vhd = download(daemon, template);
+    footer::assert_fit_for_azure(&vhd);
+    assert_eq!(Disk::open(&vhd).text("/srv/made"), "made by a daemon\n");
+    std::fs::remove_file(vhd).unwrap();
+}
+
+/// No process, no work folder, no half-made file of any run.
+fn assert_clean(kiln: &Kiln) {
+    until("every process is gone", Duration::from_secs(10), || kiln.processes().is_empty().then_some(()));
+    for run in kiln.runs() {
+        assert!(!run.join("work").exists(), "{}: the work folder is gone", run.display());
+    }
+    let left =
+        program::output("find", [kiln.data().join("artifacts").as_os_str(), "-name".as_ref(), ".*".as_ref()]);
+    assert_eq!(left, "", "nothing half-made among the artifacts");
+}
+
+fn daemon_killed_at(step: &str) {
+    let kiln = Kiln::new();
+    let _slot = slots::take();
+    let first = Daemon::start(&kiln);
+    first.put_template("t", &small());
+    let operation = first.start_run("t");
+    until_step(&kiln, step);
+    let working = worker(&kiln).pid;
+    first.kill();
+    assert_eq!(worker(&kiln).pid, working, "the worker goes on");
+    let second = Daemon::start(&kiln);
+    let ended = second.until_operation_ended(&operation, RUN_LIMIT);
+    assert_eq!(ended["status"], "Succeeded", "{ended:#}");
+    assert_eq!(second.template("t")["properties"]["lastRunStatus"]["runState"], "Succeeded");
+    assert_eq!(kiln.runs().len(), 1, "it was the same run all along");
+    assert_made(&second, "t");
+    second.stop();
+    assert_clean(&kiln);
+}
+
+macro_rules! killed_at {
+    ($($name:ident: $step:literal;)*) => { $(#[test] fn $name() { daemon_killed_at($step) })* };
+}
+
+killed_at! {
+    a_daemon_killed_while_the_guest_boots: "connect";
+    a_daemon_killed_in_a_customizer: "customize/1";
+    a_daemon_killed_while_deprovisioning: "deprovision";
+    a_daemon_killed_while_powering_down: "power-down";
+    a_daemon_killed_while_distributing: "distribute/out";
+}
+
+/// The run ends while nobody looks: the next daemon reports it all the same.
+#[test]
+fn a_run_that_ends_without_a_daemon_is_reported_by_the_next() {
+    let kiln = Kiln::new();
+    let _slot = slots::take();
+    let first = Daemon::start(&kiln);
+    first.put_template("t", &small());
+    let operation = first.start_run("t");
+    until_step(&kiln, "customize/1");
+    first.kill();
+    until_event(&kiln, "the end of the run", |event| event["kind"] == "runEnded");
+    let second = Daemon::start(&kiln);
+    let ended = second.until_operation_ended(&operation, Duration::from_secs(30));
+    assert_eq!(ended["status"], "Succeeded", "{ended:#}");
+    assert_made(&second, "t");
+}
+
+/// An orderly restart is no end of a run, either.
+#[test]
+fn a_restarted_daemon_follows_its_runs_on() {
+    let kiln = Kiln::new();
+    let _slot = slots::take();
+    let first = Daemon::start(&kiln);
+    first.put_template("t", &small());
+    let operation = first.start_run("t");
+    until_step(&kiln, "customize/1");
+    first.stop();
+    let second = Daemon::start(&kiln);
+    assert_eq!(second.template("t")["properties"]["lastRunStatus"]["runState"], "Running");
+    let ended = second.until_operation_ended(&operation, RUN_LIMIT);
+    assert_eq!(ended["status"], "Succeeded", "{ended:#}");
+}
+
+#[test]
+fn a_killed_worker_is_settled() {
+    let kiln = Kiln::new();
+    let _slot = slots::take();
+    let daemon = Daemon::start(&kiln);
+    daemon.put_template("t", &tiny().shell("forever", ["sleep 100000"]));
+    let operation = daemon.start_run("t");
+    until_step(&kiln, "customize/1");
+    worker(&kiln).kill();
+    let ended = daemon.until_operation_ended(&operation, Duration::from_secs(30));
+    assert_eq!(ended["status"], "Failed", "{ended:#}");
+    let message = ended["error"]["message"].as_str().unwrap();
+    assert!(message.contains("worker") && message.contains("SIGKILL"), "{message}");
+    // The daemon itself is the one process that stays.
+    until("worker and QEMU are gone", Duration::from_secs(5), || {
+        let pid = i32::try_from(daemon.pid()).unwrap();
+        kiln.processes().iter().all(|process| process.pid == pid).then_some(())
+    });
+    daemon.stop();
+    assert_clean(&kiln);
+}
+
+/// Worker and daemon die together; the next daemon settles the run, once.
+#[test]
+fn a_worker_that_died_without_a_daemon_is_settled_by_the_next() {
+    let kiln = Kiln::new();
+    let _slot = slots::take();
+    let first = Daemon::start(&kiln);
+    first.put_template("t", &tiny().shell("forever", ["sleep 100000"]));
+    let operation = first.start_run("t");
+    until_step(&kiln, "customize/1");
+    let working = worker(&kiln);
+    first.kill();
+    working.kill();
+    let second = Daemon::start(&kiln);
+    let ended = second.until_operation_ended(&operation, Duration::from_secs(30));
+    assert_eq!(ended["status"], "Failed", "{ended:#}");
+    let state = second.template("t")["properties"]["lastRunStatus"].clone();
+    assert_eq!(state["runState"], "Failed", "{state:#}");
+    second.kill();
+    let third = Daemon::start(&kiln);
+    assert_eq!(third.template("t")["properties"]["lastRunStatus"], state, "a run ends once");
+    third.stop();
+    assert_clean(&kiln);
+}
+
+/// `latest` is resolved when the run starts, of a template that is stored as it was.
+#[test]
+fn a_stored_template_uses_a_newer_base_image() {
+    let kiln = Kiln::with_own_shelf();
+    let _slot = slots::take();
+    let daemon = Daemon::start(&kiln);
+    daemon.put_template("t", &small());
+    let source = || {
+        let started = events(&kiln).into_iter().find(|event| event["kind"] == "runStarted").unwrap();
+        started["source"].as_str().unwrap().to_owned()
+    };
+    let ended = daemon.until_operation_ended(&daemon.start_run("t"), RUN_LIMIT);
+    assert_eq!(ended["status"], "Succeeded", "{ended:#}");
+    assert_eq!(source(), "tiny 1.0.0");
+    let disk = kiln.data().join("library/images/tiny/1.0.0");
+    let disk = std::fs::read_dir(disk).unwrap().map(|entry| entry.unwrap().path());
+    let disk =
+        disk.into_iter().find(|path| path.extension().is_some_and(|it| it == "qcow2")).expect("a disk");
+    let imported = kiln.run([
+        "images",
+        "import",
+        disk.to_str().unwrap(),
+        "--name",
+        "tiny",
+        "--version",
+        "1.1.0",
+        "--platform",
+        "Kiln:tests:tiny",
+        "--generation",
+        "1",
+    ]);
+    assert!(imported.status.success(), "{}", imported.stderr);
+    let ended = daemon.until_operation_ended(&daemon.start_run("t"), RUN_LIMIT);
+    assert_eq!(ended["status"], "Succeeded", "{ended:#}");
+    assert_eq!(source(), "tiny 1.1.0");
+}
+
+/// Of two targets the first is finished when the cancel comes: it stays, with its run output; the other leaves nothing.
+#[test]
+fn a_cancel_during_distribution_keeps_what_is_finished() {
+    let kiln = Kiln::new();
+    let _slot = slots::take();
+    let daemon = Daemon::start(&kiln);
+    let two = serde_json::json!([
+        { "type": "VHD", "runOutputName": "first" },
+        { "type": "VHD", "runOutputName": "second" },
+    ]);
+    daemon.put_template("t", &tiny().disk_gb(500).with("distribute", two));
+    let operation = daemon.start_run("t");
+    until_event(&kiln, "the first target is finished", |event| event["kind"] == "outputPublished");
+    let canceled = daemon.post(&format!("{}/cancel?api-version=2023-07-01", daemon.template_id("t")));
+    assert_eq!(canceled.status, 202, "{}", canceled.text());
+    let ended = daemon.until_operation_ended(&operation, RUN_LIMIT);
+    assert_eq!(ended["status"], "Canceled", "{ended:#}");
+    let outputs =
+        daemon.get(&format!("{}/runOutputs?api-version=2023-07-01", daemon.template_id("t"))).json();
+    let names: Vec<&str> =
+        outputs["value"].as_array().unwrap().iter().map(|output| output["name"].as_str().unwrap()).collect();
+    assert_eq!(names, ["first"]);
+    daemon.stop();
+    assert_clean(&kiln);
+    let files =
+        program::output("find", [kiln.data().join("artifacts").as_os_str(), "-type".as_ref(), "f".as_ref()]);
+    assert!(files.contains("first") && !files.contains("second"), "{files}");
+}
