@@ -42,3 +42,8 @@ impl Paths {
         self.server().join("kiln.db")
     }
 }
+
+/// All the rooms of a server.
+pub struct Daemon {
+    pub paths: Paths,
+}

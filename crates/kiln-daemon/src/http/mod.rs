@@ -1,1 +1,36 @@
-//! The API: paths, status codes, bodies.
+//! THE API: paths, status codes, bodies. Nobody else knows HTTP.
+//!
+//! ```text
+//!  request ─► front: ids, base address, catch-panic ─► Route::parse ─► method? ─► who is it, may they?
+//!                                                                                      │
+//!         images (the contract) · environment · signin · own  ◄────────────────────────┘
+//!                │ Answer
+//!                ▼
+//!  front: an error in the version's shape, headers, a row of activity for a change
+//! ```
+//! One door: the router has no routes but a fallback, for ARM's paths ignore case and repeated slashes.
+//! Every answer from 400 on is an ARM error with a code, a panic's too.
+
+mod answer;
+mod call;
+mod environment;
+mod front;
+mod images;
+mod own;
+mod path;
+mod route;
+mod signin;
+mod version;
+
+use std::sync::Arc;
+
+use axum::Router;
+use axum::body::Body;
+use axum::http::Request;
+
+use crate::daemon::Daemon;
+
+/// All of the server. A request carries its [`Peer`](crate::serve::Peer) as an extension.
+pub fn router(daemon: Arc<Daemon>) -> Router {
+    Router::new().fallback(move |request: Request<Body>| front::answer(Arc::clone(&daemon), request))
+}

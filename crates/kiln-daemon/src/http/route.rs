@@ -1,0 +1,358 @@
+//! What a path names. Pure; all paths of the server are here.
+//!
+//! ARM's paths ignore case and repeated slashes; names keep the case they came in.
+//! Which methods a path has is [`Route::methods`]; what an answer is, the modules beside this one know.
+
+use axum::http::Method;
+use kiln_build::run_dir::RunId;
+use kiln_model::Sha256;
+
+use super::path::{self, UriError};
+use crate::store::TemplateId;
+
+/// The namespace of the image templates.
+pub const NAMESPACE: &str = "Microsoft.VirtualMachineImages";
+
+/// The whole server, by who answers.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub enum Route {
+    /// The contract: `http::images`.
+    Images(ImagesRoute),
+    /// What clients need around it: `http::environment`.
+    Environment(EnvironmentRoute),
+    /// OIDC and tokens: `http::signin`.
+    SignIn(SignInRoute),
+    /// Kiln's own, beside the contract: `http::own`.
+    Own(OwnRoute),
+}
+
+/// The operations of Microsoft.VirtualMachineImages.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub enum ImagesRoute {
+    /// `/providers/Microsoft.VirtualMachineImages/operations`
+    Operations,
+    SubscriptionTemplates {
+        subscription: String,
+    },
+    GroupTemplates {
+        subscription: String,
+        resource_group: String,
+    },
+    Template(TemplateId),
+    Run(TemplateId),
+    Cancel(TemplateId),
+    RunOutputs(TemplateId),
+    RunOutput(TemplateId, String),
+    Triggers(TemplateId),
+    Trigger(TemplateId, String),
+    /// `…/locations/{location}/operations/{id}`: answers how an operation stands.
+    Operation {
+        subscription: String,
+        location: String,
+        id: String,
+    },
+    /// `…/locations/{location}/operationResults/{id}`: answers 202 until it has ended.
+    OperationResult {
+        subscription: String,
+        location: String,
+        id: String,
+    },
+}
+
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub enum EnvironmentRoute {
+    /// `/metadata/endpoints`; open to everybody.
+    Endpoints,
+    /// `/aliases.json`, the `vmImageAliasDoc` of the endpoints; open to everybody.
+    Aliases,
+    Tenants,
+    Subscriptions,
+    Subscription {
+        subscription: String,
+    },
+    Locations {
+        subscription: String,
+    },
+    ResourceGroups {
+        subscription: String,
+    },
+    ResourceGroup {
+        subscription: String,
+        name: String,
+    },
+    /// `/subscriptions/{s}/resourceGroups/{g}/resources`
+    GroupResources {
+        subscription: String,
+        resource_group: String,
+    },
+    /// `/subscriptions/{s}/resources`
+    Resources {
+        subscription: String,
+    },
+    Providers {
+        subscription: String,
+    },
+    Provider {
+        subscription: String,
+        namespace: String,
+    },
+    /// POST `…/providers/{namespace}/register`
+    Register {
+        subscription: String,
+        namespace: String,
+    },
+    Unregister {
+        subscription: String,
+        namespace: String,
+    },
+    /// `/providers/{namespace}`, without a subscription.
+    TenantProvider {
+        namespace: String,
+    },
+}
+
+/// Open to everybody: who asks here has no token yet.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub enum SignInRoute {
+    /// `/{tenant}[/v2.0]/.well-known/openid-configuration`
+    Discovery { tenant: String, v2: bool },
+    /// POST `/{tenant}/oauth2[/v2.0]/token`
+    Token { tenant: String, v2: bool },
+    /// `/{tenant}/discovery[/v2.0]/keys`
+    Keys { tenant: String },
+    /// `/msi/token`, and the address of Azure's instance metadata `/metadata/identity/oauth2/token`.
+    ManagedIdentity,
+}
+
+/// Which run of a template.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub enum WhichRun {
+    Latest,
+    Id(RunId),
+}
+
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub enum OwnRoute {
+    /// `…/imageTemplates/{t}/runs`
+    Runs(TemplateId),
+    /// `…/runs/{id|latest}`
+    Run(TemplateId, WhichRun),
+    /// `…/log`: customization.log while it is written.
+    Log(TemplateId, WhichRun),
+    Events(TemplateId, WhichRun),
+    /// `…/customization.log`, the finished file.
+    CustomizationLog(TemplateId, WhichRun),
+    ValidationLog(TemplateId, WhichRun),
+    /// `/kiln/artifacts/{run}/{file}`
+    Artifact {
+        run: RunId,
+        file: String,
+    },
+    /// `/kiln/inputs/{sha256}`
+    Input(Sha256),
+    Status,
+    Gc,
+    Activity,
+    /// Open to everybody.
+    OpenApi,
+}
+
+/// A path that names nothing.
+#[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
+pub enum RouteError {
+    #[error(transparent)]
+    Uri(#[from] UriError),
+    /// Below no subscription and no provider.
+    #[error("the request did not have a subscription or a valid tenant level resource provider")]
+    Nowhere,
+    #[error("there is no resource provider {0} here")]
+    Namespace(String),
+    #[error("there is no resource type {0} here")]
+    Type(String),
+    /// Below `/kiln`, or a malformed id in a path of Kiln's own.
+    #[error("there is nothing at this path")]
+    Own,
+}
+
+impl Route {
+    /// What `path` (percent-encoded, without query) names.
+    pub fn parse(path: &str) -> Result<Self, RouteError> {
+        let names = path::segments(path)?;
+        let lower: Vec<String> = names.iter().map(|name| name.to_ascii_lowercase()).collect();
+        let lower: Vec<&str> = lower.iter().map(String::as_str).collect();
+        let name = |index: usize| names[index].clone();
+        match lower.as_slice() {
+            ["subscriptions"] => Ok(Self::Environment(EnvironmentRoute::Subscriptions)),
+            ["subscriptions", _, rest @ ..] => below_subscription(&names, rest),
+            ["tenants"] => Ok(Self::Environment(EnvironmentRoute::Tenants)),
+            ["providers", namespace, "operations"] if is_ours(namespace) => {
+                Ok(Self::Images(ImagesRoute::Operations))
+            }
+            ["providers", _] => {
+                Ok(Self::Environment(EnvironmentRoute::TenantProvider { namespace: name(1) }))
+            }
+            ["providers", namespace, ..] if is_ours(namespace) => Err(unknown_type(&names)),
+            ["providers", _, ..] => Err(RouteError::Namespace(name(1))),
+            ["metadata", "endpoints"] => Ok(Self::Environment(EnvironmentRoute::Endpoints)),
+            ["aliases.json"] => Ok(Self::Environment(EnvironmentRoute::Aliases)),
+            ["msi", "token"] | ["metadata", "identity", "oauth2", "token"] => {
+                Ok(Self::SignIn(SignInRoute::ManagedIdentity))
+            }
+            ["kiln", rest @ ..] => below_kiln(&names, rest).map(Self::Own),
+            [_, rest @ ..] => below_tenant(name(0), rest).map(Self::SignIn),
+            [] => Err(RouteError::Nowhere),
+        }
+    }
+
+    /// The methods this path has. HEAD goes with GET; OPTIONS is answered for all.
+    pub fn methods(&self) -> &'static [Method] {
+        const GET: &[Method] = &[Method::GET, Method::HEAD];
+        const POST: &[Method] = &[Method::POST];
+        const GET_PUT_DELETE: &[Method] = &[Method::GET, Method::HEAD, Method::PUT, Method::DELETE];
+        const RESOURCE: &[Method] = &[Method::GET, Method::HEAD, Method::PUT, Method::PATCH, Method::DELETE];
+        const GET_PUT: &[Method] = &[Method::GET, Method::HEAD, Method::PUT];
+        const GET_POST: &[Method] = &[Method::GET, Method::HEAD, Method::POST];
+        match self {
+            Self::Images(ImagesRoute::Template(_)) => RESOURCE,
+            Self::Images(ImagesRoute::Run(_) | ImagesRoute::Cancel(_)) => POST,
+            Self::Images(ImagesRoute::Trigger(..)) => GET_PUT_DELETE,
+            Self::Images(_) => GET,
+            Self::Environment(EnvironmentRoute::ResourceGroup { .. }) => GET_PUT_DELETE,
+            Self::Environment(EnvironmentRoute::Register { .. } | EnvironmentRoute::Unregister { .. }) => {
+                POST
+            }
+            Self::Environment(_) => GET,
+            Self::SignIn(SignInRoute::Token { .. }) => POST,
+            Self::SignIn(SignInRoute::ManagedIdentity) => GET_POST,
+            Self::SignIn(_) => GET,
+            Self::Own(OwnRoute::Input(_)) => GET_PUT,
+            Self::Own(OwnRoute::Gc) => POST,
+            Self::Own(_) => GET,
+        }
+    }
+
+    /// Whether it is answered without a sign-in.
+    pub fn is_open(&self) -> bool {
+        matches!(
+            self,
+            Self::SignIn(_)
+                | Self::Environment(EnvironmentRoute::Endpoints | EnvironmentRoute::Aliases)
+                | Self::Own(OwnRoute::OpenApi)
+        )
+    }
+}
+
+fn is_ours(namespace: &str) -> bool {
+    namespace.eq_ignore_ascii_case(NAMESPACE)
+}
+
+/// `names` is the whole path, `rest` its lower-case end after the subscription.
+fn below_subscription(names: &[String], rest: &[&str]) -> Result<Route, RouteError> {
+    use EnvironmentRoute as Around;
+    let subscription = names[1].clone();
+    let environment = |route| Ok(Route::Environment(route));
+    match rest {
+        [] => environment(Around::Subscription { subscription }),
+        ["locations"] => environment(Around::Locations { subscription }),
+        ["resources"] => environment(Around::Resources { subscription }),
+        ["resourcegroups"] => environment(Around::ResourceGroups { subscription }),
+        ["resourcegroups", _] => environment(Around::ResourceGroup { subscription, name: names[3].clone() }),
+        ["resourcegroups", _, "resources"] => {
+            environment(Around::GroupResources { subscription, resource_group: names[3].clone() })
+        }
+        ["resourcegroups", _, "providers", namespace, rest @ ..] if is_ours(namespace) => {
+            below_group(names, rest)
+        }
+        ["resourcegroups", _, "providers", _, ..] => Err(RouteError::Namespace(names[5].clone())),
+        ["providers"] => environment(Around::Providers { subscription }),
+        ["providers", _] => environment(Around::Provider { subscription, namespace: names[3].clone() }),
+        ["providers", _, "register"] => {
+            environment(Around::Register { subscription, namespace: names[3].clone() })
+        }
+        ["providers", _, "unregister"] => {
+            environment(Around::Unregister { subscription, namespace: names[3].clone() })
+        }
+        ["providers", namespace, rest @ ..] if is_ours(namespace) => match rest {
+            ["imagetemplates"] => Ok(Route::Images(ImagesRoute::SubscriptionTemplates { subscription })),
+            ["locations", _, kind @ ("operations" | "operationresults"), _] => {
+                let (location, id) = (names[5].clone(), names[7].clone());
+                Ok(Route::Images(if *kind == "operations" {
+                    ImagesRoute::Operation { subscription, location, id }
+                } else {
+                    ImagesRoute::OperationResult { subscription, location, id }
+                }))
+            }
+            _ => Err(unknown_type(names)),
+        },
+        ["providers", _, ..] => Err(RouteError::Namespace(names[3].clone())),
+        _ => Err(unknown_type(names)),
+    }
+}
+
+fn below_group(names: &[String], rest: &[&str]) -> Result<Route, RouteError> {
+    let (subscription, resource_group) = (names[1].clone(), names[3].clone());
+    if rest == ["imagetemplates"] {
+        return Ok(Route::Images(ImagesRoute::GroupTemplates { subscription, resource_group }));
+    }
+    let ["imagetemplates", _, rest @ ..] = rest else { return Err(unknown_type(names)) };
+    let template = TemplateId { subscription, resource_group, name: names[7].clone() };
+    let images = |route| Ok(Route::Images(route));
+    match rest {
+        [] => images(ImagesRoute::Template(template)),
+        ["run"] => images(ImagesRoute::Run(template)),
+        ["cancel"] => images(ImagesRoute::Cancel(template)),
+        ["runoutputs"] => images(ImagesRoute::RunOutputs(template)),
+        ["runoutputs", _] => images(ImagesRoute::RunOutput(template, names[9].clone())),
+        ["triggers"] => images(ImagesRoute::Triggers(template)),
+        ["triggers", _] => images(ImagesRoute::Trigger(template, names[9].clone())),
+        ["runs"] => Ok(Route::Own(OwnRoute::Runs(template))),
+        ["runs", _, rest @ ..] => {
+            let which = match names[9].as_str() {
+                latest if latest.eq_ignore_ascii_case("latest") => WhichRun::Latest,
+                id => WhichRun::Id(id.parse().map_err(|_| RouteError::Own)?),
+            };
+            Ok(Route::Own(match rest {
+                [] => OwnRoute::Run(template, which),
+                ["log"] => OwnRoute::Log(template, which),
+                ["events"] => OwnRoute::Events(template, which),
+                ["customization.log"] => OwnRoute::CustomizationLog(template, which),
+                ["validation.log"] => OwnRoute::ValidationLog(template, which),
+                _ => return Err(RouteError::Own),
+            }))
+        }
+        _ => Err(unknown_type(names)),
+    }
+}
+
+fn below_kiln(names: &[String], rest: &[&str]) -> Result<OwnRoute, RouteError> {
+    Ok(match rest {
+        ["artifacts", _, _] => {
+            OwnRoute::Artifact { run: names[2].parse().map_err(|_| RouteError::Own)?, file: names[3].clone() }
+        }
+        ["inputs", digest] => OwnRoute::Input(digest.parse().map_err(|_| RouteError::Own)?),
+        ["status"] => OwnRoute::Status,
+        ["gc"] => OwnRoute::Gc,
+        ["activity"] => OwnRoute::Activity,
+        ["openapi.json"] => OwnRoute::OpenApi,
+        _ => return Err(RouteError::Own),
+    })
+}
+
+fn below_tenant(tenant: String, rest: &[&str]) -> Result<SignInRoute, RouteError> {
+    Ok(match rest {
+        [".well-known", "openid-configuration"] => SignInRoute::Discovery { tenant, v2: false },
+        ["v2.0", ".well-known", "openid-configuration"] => SignInRoute::Discovery { tenant, v2: true },
+        ["oauth2", "token"] => SignInRoute::Token { tenant, v2: false },
+        ["oauth2", "v2.0", "token"] => SignInRoute::Token { tenant, v2: true },
+        ["discovery", "keys"] | ["discovery", "v2.0", "keys"] => SignInRoute::Keys { tenant },
+        _ => return Err(RouteError::Nowhere),
+    })
+}
+
+/// ARM's name of a type: the segments after the namespace, without the names between them.
+fn unknown_type(names: &[String]) -> RouteError {
+    let provider = names.iter().position(|name| name.eq_ignore_ascii_case("providers"));
+    let start = provider.map_or(2, |index| index + 2);
+    let segments: Vec<&str> = names.iter().skip(start).step_by(2).map(String::as_str).collect();
+    RouteError::Type(segments.join("/"))
+}
