@@ -98,6 +98,48 @@ pub struct LastRun {
     pub ended_at: Option<String>,
 }
 
+/// What the server still has to do about a template: begun again after a restart.
+#[derive(Clone, PartialEq, Serialize, Deserialize)]
+#[serde(rename_all = "camelCase")]
+pub struct PendingWork {
+    /// Id of the operation that ends with it.
+    pub operation: String,
+    pub task: PendingTask,
+}
+
+#[derive(Clone, PartialEq, Serialize, Deserialize)]
+#[serde(rename_all = "camelCase", rename_all_fields = "camelCase", tag = "kind")]
+pub enum PendingTask {
+    /// The files it names are fetched for the first time.
+    Create {
+        /// Digest of the manifest of uploaded inputs.
+        uploads: Option<Sha256>,
+    },
+    /// The same for its successor; it stays what it is until the successor is good.
+    Replace { by: Box<Replacement>, uploads: Option<Sha256> },
+    /// Its run is canceled if one is active, then it goes.
+    Delete {
+        /// Artifacts go, too.
+        purge: bool,
+        by: String,
+        /// What it was, should it stay.
+        before: ProvisioningState,
+    },
+}
+
+/// What a template is to become.
+#[derive(Clone, PartialEq, Serialize, Deserialize)]
+#[serde(rename_all = "camelCase")]
+pub struct Replacement {
+    pub location: String,
+    pub tags: Map<String, Value>,
+    pub identity: Option<Value>,
+    pub properties: Value,
+    pub api_version: String,
+    pub by: String,
+    pub at: String,
+}
+
 /// A stored template. Its addresses may hold secrets: no `Debug`.
 #[derive(Clone, PartialEq, Serialize, Deserialize)]
 pub struct TemplateRecord {
@@ -112,6 +154,11 @@ pub struct TemplateRecord {
     pub provisioning: ProvisioningState,
     pub provisioning_error: Option<ProvisioningError>,
     pub copies: Vec<InputCopy>,
+    #[serde(default)]
+    pub pending: Option<PendingWork>,
+    /// What `latest` meant the last time a run was planned.
+    #[serde(default)]
+    pub exact_version: Option<String>,
     pub last_run: Option<LastRun>,
     pub created_at: String,
     pub created_by: String,
