@@ -157,21 +157,7 @@ pub enum StepEnd {
 
 /// The signal that an exit code of a shell stands for: 128 plus its number. A program may choose the same code.
 pub fn likely_signal(code: u32) -> Option<&'static str> {
-    Some(match code.checked_sub(128)? {
-        1 => "SIGHUP",
-        2 => "SIGINT",
-        3 => "SIGQUIT",
-        4 => "SIGILL",
-        6 => "SIGABRT",
-        7 => "SIGBUS",
-        8 => "SIGFPE",
-        9 => "SIGKILL",
-        11 => "SIGSEGV",
-        13 => "SIGPIPE",
-        14 => "SIGALRM",
-        15 => "SIGTERM",
-        _ => return None,
-    })
+    kiln_host::process::signal_name(i32::try_from(code.checked_sub(128)?).ok()?)
 }
 
 /// A name nobody can have guessed.

@@ -56,7 +56,7 @@ pub fn describe_status(status: ExitStatus) -> String {
 }
 
 /// Names of the signals that end processes in practice (signal(7), x86 and ARM numbers).
-fn signal_name(signal: i32) -> Option<&'static str> {
+pub fn signal_name(signal: i32) -> Option<&'static str> {
     Some(match signal {
         1 => "SIGHUP",
         2 => "SIGINT",

@@ -27,6 +27,6 @@ mod invocation;
 mod run;
 
 pub use child::{Child, Sink, SpawnOptions};
-pub use error::{ProcessError, describe_status};
+pub use error::{ProcessError, describe_status, signal_name};
 pub use invocation::{Invocation, find_program};
 pub use run::Output;

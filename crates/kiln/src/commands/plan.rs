@@ -3,9 +3,7 @@
 
 use kiln_host::wait::Control;
 use kiln_library::{InputError, InputProgress, StoredInput};
-use kiln_model::plan::{
-    BuildPlan, Customizer, CustomizerAction, Distributor, InputLocation, InputRef, Script,
-};
+use kiln_model::plan::{BuildPlan, Customizer, CustomizerAction, Distributor, InputRef, Script};
 use serde::Serialize;
 
 use super::prepare::{NoPlan, Prepared, prepare};
@@ -44,7 +42,7 @@ pub async fn run(around: &Surroundings<'_>, settings: PlanSettings) -> End {
     if settings.json {
         let view = View {
             format: PLAN_VIEW_FORMAT,
-            plan: redacted(&plan),
+            plan: plan.redacted(),
             inputs: inputs.iter().map(InputView::of).collect(),
             problems: &problems,
         };
@@ -150,24 +148,6 @@ impl InputView {
             checked: fetched.input.sha256.is_some(),
         }
     }
-}
-
-/// The plan without what may be secret in its addresses: to be shown, not to be run.
-fn redacted(plan: &BuildPlan) -> BuildPlan {
-    let mut shown = plan.clone();
-    for customizer in &mut shown.customizers {
-        let input = match &mut customizer.action {
-            CustomizerAction::Shell { script: Script::Fetched(input) }
-            | CustomizerAction::PowerShell { script: Script::Fetched(input), .. }
-            | CustomizerAction::File { source: input, .. } => input,
-            CustomizerAction::Shell { script: Script::Inline(_) }
-            | CustomizerAction::PowerShell { script: Script::Inline(_), .. } => continue,
-        };
-        if let InputLocation::Url(_) = &input.location {
-            input.location = InputLocation::Url(input.location.redacted());
-        }
-    }
-    shown
 }
 
 /// The plan in the order in which it would happen.
