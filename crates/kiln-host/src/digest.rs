@@ -8,9 +8,9 @@ use std::io::{self, Read, Write};
 use std::os::unix::fs::FileExt as _;
 use std::path::Path;
 
-use rustix::fs::SeekFrom;
-use rustix::io::Errno;
 use sha2::{Digest as _, Sha256};
+
+use crate::holes::{next_data, next_hole};
 
 /// Large enough that system calls do not count, small enough to stay in the cache while it is hashed.
 const CHUNK: usize = 256 << 10;
@@ -45,28 +45,6 @@ pub fn sha256_file(
         }
     }
     Ok(hasher.finalize().into())
-}
-
-/// Where the next data begins at or after `offset`; `end` when only a hole is left.
-fn next_data(file: &File, offset: u64, end: u64) -> io::Result<u64> {
-    match rustix::fs::seek(file, SeekFrom::Data(offset)) {
-        Ok(data) => Ok(data.min(end)),
-        Err(Errno::NXIO) => Ok(end),
-        // A file system that does not know its holes: everything is data.
-        Err(Errno::INVAL | Errno::OPNOTSUPP) => Ok(offset),
-        Err(error) => Err(error.into()),
-    }
-}
-
-fn next_hole(file: &File, offset: u64, end: u64) -> io::Result<u64> {
-    if offset >= end {
-        return Ok(end);
-    }
-    match rustix::fs::seek(file, SeekFrom::Hole(offset)) {
-        Ok(hole) => Ok(hole.min(end)),
-        Err(Errno::INVAL | Errno::OPNOTSUPP | Errno::NXIO) => Ok(end),
-        Err(error) => Err(error.into()),
-    }
 }
 
 /// Hashes what is written through it.

@@ -14,10 +14,13 @@
 mod answer;
 mod call;
 mod environment;
+mod files;
 mod front;
 mod images;
+mod lines;
 mod own;
 mod path;
+mod ranges;
 mod route;
 mod signin;
 mod version;

@@ -150,9 +150,13 @@ pub enum OwnRoute {
     },
     /// `/kiln/inputs/{sha256}`
     Input(Sha256),
+    /// `/kiln/runs`: of all templates.
+    AllRuns,
     Status,
     Gc,
     Activity,
+    /// Open to everybody: whether the server works, and nothing else.
+    Health,
     /// Open to everybody.
     OpenApi,
 }
@@ -237,7 +241,7 @@ impl Route {
             self,
             Self::SignIn(_)
                 | Self::Environment(EnvironmentRoute::Endpoints | EnvironmentRoute::Aliases)
-                | Self::Own(OwnRoute::OpenApi)
+                | Self::Own(OwnRoute::Health | OwnRoute::OpenApi)
         )
     }
 }
@@ -330,9 +334,11 @@ fn below_kiln(names: &[String], rest: &[&str]) -> Result<OwnRoute, RouteError> {
             OwnRoute::Artifact { run: names[2].parse().map_err(|_| RouteError::Own)?, file: names[3].clone() }
         }
         ["inputs", digest] => OwnRoute::Input(digest.parse().map_err(|_| RouteError::Own)?),
+        ["runs"] => OwnRoute::AllRuns,
         ["status"] => OwnRoute::Status,
         ["gc"] => OwnRoute::Gc,
         ["activity"] => OwnRoute::Activity,
+        ["health"] => OwnRoute::Health,
         ["openapi.json"] => OwnRoute::OpenApi,
         _ => return Err(RouteError::Own),
     })
