@@ -1,0 +1,38 @@
+//! The schema, as numbered steps.
+//!
+//! Step `n` brings a database of `user_version` n to n + 1, in one transaction with the new number. Steps that have been
+//! released never change; a change is a new step. The golden file `schema.sql` shows what all of them make together.
+//!
+//! Keys are lower case (ARM ids ignore case); what was written first is kept beside them for display. Times are kept as
+//! they were given, and as microseconds since 1970 (`…_us`) where rows are ordered or aged by them.
+
+use rusqlite::Connection;
+
+/// `PRAGMA application_id` of Kiln's databases: "KILN".
+pub(super) const APPLICATION_ID: i32 = 0x4B49_4C4E;
+
+/// The schema this build knows; `PRAGMA user_version` of its databases.
+pub(super) const VERSION: i64 = STEPS.len() as i64;
+
+const STEPS: &[&str] = &[include_str!("schema/1.sql")];
+
+/// Brings the database to [`VERSION`]. Returns whether there was none before.
+pub(super) fn migrate(connection: &mut Connection) -> rusqlite::Result<bool> {
+    let tx = connection.transaction_with_behavior(rusqlite::TransactionBehavior::Immediate)?;
+    let from = version(&tx)?;
+    for (number, step) in (1..).zip(STEPS) {
+        if number > from {
+            tx.execute_batch(step)?;
+        }
+    }
+    if from < VERSION {
+        tx.pragma_update(None, "user_version", VERSION)?;
+        tx.pragma_update(None, "application_id", APPLICATION_ID)?;
+    }
+    tx.commit()?;
+    Ok(from == 0)
+}
+
+pub(super) fn version(connection: &Connection) -> rusqlite::Result<i64> {
+    connection.pragma_query_value(None, "user_version", |row| row.get(0))
+}
