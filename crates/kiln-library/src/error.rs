@@ -154,6 +154,16 @@ pub enum InputError {
         expected: Sha256,
         actual: Sha256,
     },
+    /// A plan relies on a copy that is not there, or not what it was.
+    #[error(
+        "the stored copy of {address} is gone from the library{}; put the template again",
+        .sha256.map(|sha256| format!(" (sha256 {sha256})")).unwrap_or_default()
+    )]
+    Gone {
+        /// Redacted.
+        address: String,
+        sha256: Option<Sha256>,
+    },
     #[error("cannot keep the file {address}")]
     Store {
         address: String,
@@ -167,6 +177,7 @@ impl InputError {
         match self {
             Self::Download { source, .. } => source.fault(),
             Self::Checksum { .. } => Fault::Template,
+            Self::Gone { .. } => Fault::Host,
             Self::Store { source, .. } => source.fault(),
         }
     }
@@ -175,7 +186,7 @@ impl InputError {
     pub fn interrupted(&self) -> Option<Interrupted> {
         match self {
             Self::Download { source, .. } => source.interrupted(),
-            Self::Checksum { .. } => None,
+            Self::Checksum { .. } | Self::Gone { .. } => None,
             Self::Store { source, .. } => source.interrupted(),
         }
     }

@@ -245,6 +245,9 @@ impl<P: Fn(InputProgress) + Send + Sync> Ensuring<'_, P> {
     /// Fetches the file and puts it on the shelf under the digest it has, if any of `left` may have it.
     async fn obtain(&self, first: usize, left: &[usize], location: &InputLocation) -> Answer {
         let address = location.redacted();
+        if let InputLocation::Stored { .. } = location {
+            return Err(InputError::Gone { address, sha256: self.wants[first].sha256 });
+        }
         let failed = |attempt, error| self.download_error(first, location, attempt, error);
         let place = Place::of(location).map_err(|error| failed(1, error))?;
         // One digest that all agree on can be waited for and gone on with.
@@ -347,6 +350,9 @@ impl Place {
     fn of(location: &InputLocation) -> Result<Self, FetchError> {
         match location {
             InputLocation::File(path) => Ok(Self::File(path.clone())),
+            InputLocation::Stored { .. } => {
+                Err(FetchError::BadAddress { reason: "it is a stored copy".to_owned() })
+            }
             InputLocation::Url(text) => match file_address(text) {
                 Some(path) => path.map(Self::File),
                 None => parse_address(text).map(Self::Url),

@@ -12,7 +12,8 @@
 use sha2::Digest;
 
 use crate::Sha256;
-use crate::plan::redact_url;
+use crate::api::ApiVersion;
+use crate::plan::{REDACTED_QUERY, redact_url};
 use crate::problem::{Code, Place, Problem, Problems};
 use crate::tree::{self, Cursor, Node, Text, Value};
 
@@ -33,6 +34,8 @@ pub struct Document {
     /// Where the resource lies in the file: empty, or `/resources/3`.
     pub(crate) pointer: String,
     pub(crate) in_deployment: bool,
+    /// The body of a request: its api-version is the query's.
+    pub(crate) request: Option<ApiVersion>,
     /// A name made of the file's, for templates that have none.
     pub(crate) fallback_name: String,
     /// What was found on the way; errors among them, for the check to report with the rest.
@@ -68,9 +71,60 @@ impl Document {
             resource,
             pointer,
             in_deployment,
+            request: None,
             fallback_name: name_from_file(file_name_hint),
             notes,
         })
+    }
+
+    /// Reads the body of a PUT: JSON (comments are let pass, as ARM does), the resource itself.
+    ///
+    /// `name` and `version` are the request's: a body does not decide on them.
+    ///
+    /// # Errors
+    /// Not JSON, no object, too large, too deep.
+    pub fn from_request(bytes: &[u8], name: &str, version: ApiVersion) -> Result<Document, Problems> {
+        let text = Text::new(bytes)?;
+        let root = tree::parse_json(&text)?;
+        if !matches!(root.value, Value::Object(_)) {
+            return Err(Problem::error(
+                Code::NotATemplate,
+                &text.place("", root.span.start),
+                format!("the body is {}, an image template is an object", root.kind()),
+            )
+            .into());
+        }
+        let notes = tree::repeated_keys(&root, &text);
+        Ok(Document {
+            sha256: Sha256::from_bytes(sha2::Sha256::digest(bytes).into()),
+            text,
+            resource: root,
+            pointer: String::new(),
+            in_deployment: false,
+            request: Some(version),
+            fallback_name: name.to_owned(),
+            notes,
+        })
+    }
+
+    /// Puts whole addresses where a reader of the resource got redacted ones and sends them back.
+    /// `whole` is asked for each redacted address.
+    pub fn restore_addresses(&mut self, whole: &dyn Fn(&str) -> Option<String>) {
+        fn walk(node: &mut Node, whole: &dyn Fn(&str) -> Option<String>) {
+            match &mut node.value {
+                Value::String(text) if text.ends_with(REDACTED_QUERY) => {
+                    if let Some(address) = whole(text) {
+                        *text = address;
+                    }
+                }
+                Value::Object(members) => {
+                    members.iter_mut().for_each(|member| walk(&mut member.value, whole))
+                }
+                Value::List(items) => items.iter_mut().for_each(|item| walk(item, whole)),
+                _ => {}
+            }
+        }
+        walk(&mut self.resource, whole);
     }
 
     pub(crate) fn cursor(&self) -> Cursor<'_> {

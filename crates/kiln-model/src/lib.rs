@@ -29,7 +29,7 @@ mod tree;
 mod view;
 mod vmsize;
 
-pub use check::{CheckContext, Checked, check};
+pub use check::{CheckContext, Checked, CheckedBody, check, check_body, resource_for};
 pub use digest::{InvalidDigest, Sha256};
 pub use document::{Document, MAX_TEMPLATE_BYTES};
 pub use event::{EventLog, read_events};

@@ -92,6 +92,11 @@ impl BuildPlan {
         plan
     }
 
+    /// Every script and file it needs, in the order of the customizers.
+    pub fn inputs_mut(&mut self) -> impl Iterator<Item = &mut InputRef> {
+        self.customizers.iter_mut().filter_map(Customizer::input_mut)
+    }
+
     /// Reads `plan.json`.
     ///
     /// # Errors
@@ -119,6 +124,11 @@ pub enum InputLocation {
     Url(String),
     /// A file of this host (`file:`), absolute.
     File(PathBuf),
+    /// A copy on this host's shelf, found by the digest of its [`InputRef`]; nothing is fetched.
+    Stored {
+        /// Where it came from, redacted: for people, and for the file's name.
+        address: String,
+    },
 }
 
 impl InputLocation {
@@ -127,13 +137,14 @@ impl InputLocation {
         match self {
             InputLocation::Url(url) => redact_url(url),
             InputLocation::File(path) => format!("file:{}", path.display()),
+            InputLocation::Stored { address } => redact_url(address),
         }
     }
 
     /// The last part of the path: what a File destination that is a directory gets.
     pub fn file_name(&self) -> String {
         let name = match self {
-            InputLocation::Url(url) => {
+            InputLocation::Url(url) | InputLocation::Stored { address: url } => {
                 let rest = url.split_once("://").map_or(url.as_str(), |(_, rest)| rest);
                 let path = rest.split(['?', '#']).next().unwrap_or(rest);
                 path.split_once('/').map_or("", |(_, path)| path).rsplit('/').next().unwrap_or("").to_owned()
@@ -152,12 +163,15 @@ impl std::fmt::Debug for InputLocation {
     }
 }
 
+/// What stands for a query string that is not shown.
+pub const REDACTED_QUERY: &str = "?<redacted>";
+
 /// An address without what may be secret in it.
 pub fn redact_url(url: &str) -> String {
     let (scheme, rest) = url.split_once("://").unwrap_or(("", url));
     let (before_fragment, _) = rest.split_once('#').unwrap_or((rest, ""));
     let (path, query) = match before_fragment.split_once('?') {
-        Some((path, _)) => (path, "?<redacted>"),
+        Some((path, _)) => (path, REDACTED_QUERY),
         None => (before_fragment, ""),
     };
     let (authority, tail) = path.find('/').map_or((path, ""), |at| path.split_at(at));
@@ -293,6 +307,8 @@ mod tests {
             [("https://h/a/b.sh?x=/y", "b.sh"), ("https://h", "download"), ("https://h/a/", "download")]
         {
             assert_eq!(InputLocation::Url(url.into()).file_name(), name);
+            assert_eq!(InputLocation::Stored { address: url.into() }.file_name(), name);
         }
+        assert_eq!(InputLocation::Stored { address: "file:/srv/a.sh".into() }.file_name(), "a.sh");
     }
 }

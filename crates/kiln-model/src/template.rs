@@ -48,6 +48,16 @@ pub struct CheckedTemplate {
     pub managed_resource_tags: BTreeMap<String, String>,
 }
 
+impl CheckedTemplate {
+    /// Every script and file it names, with the place of what needs it: customizers first,
+    /// then validators, then the workload of `optimize`.
+    pub fn inputs(&self) -> Vec<(&InputRef, &Place)> {
+        let steps = self.customizers.iter().chain(self.validation.iter().flat_map(|v| &v.validators));
+        let workload = self.optimize.workload.iter().filter_map(|w| Some((w.value.as_ref()?, &w.place)));
+        steps.filter_map(|step| Some((step.action.input()?, &step.place))).chain(workload).collect()
+    }
+}
+
 /// A value and where the template says it.
 #[derive(Debug, Clone, PartialEq, Eq, Default)]
 pub struct Placed<T> {
@@ -136,6 +146,18 @@ pub enum TemplateAction {
 }
 
 impl TemplateAction {
+    /// What must be fetched before it can run.
+    pub fn input(&self) -> Option<&InputRef> {
+        match self {
+            TemplateAction::Shell { script } | TemplateAction::PowerShell { script, .. } => match script {
+                Script::Fetched(input) => Some(input),
+                Script::Inline(_) => None,
+            },
+            TemplateAction::File { source, .. } => Some(source),
+            TemplateAction::WindowsRestart { .. } | TemplateAction::WindowsUpdate { .. } => None,
+        }
+    }
+
     /// The template's word for it.
     pub fn kind(&self) -> &'static str {
         match self {

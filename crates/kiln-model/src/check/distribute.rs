@@ -110,7 +110,10 @@ fn vhd_tags(object: &Object<'_>, report: &mut Report<'_>) -> Option<BTreeMap<Str
                 .help = Some("keep artifactTags".to_owned());
             None
         }
-        (Some(_), None) => tags_of(object, "tags", report),
+        (Some(at), None) => {
+            report.read_as(&at.pointer, "artifactTags");
+            tags_of(object, "tags", report)
+        }
         (None, _) => tags_of(object, "artifactTags", report),
     }
 }

@@ -202,7 +202,8 @@ pub(super) fn auto_run(properties: &Object<'_>, report: &mut Report<'_>) -> Opti
         Got::Bad => None,
         Got::Is(auto_run) => {
             let state = auto_run.choice("state", STATES, report).or(false)?;
-            if state {
+            // A server obeys it.
+            if state && report.reading.is_none() {
                 report.no_local_meaning(&auto_run.cursor, "a build runs at once anyway");
             }
             Some(placed(state, &auto_run, "state", report))

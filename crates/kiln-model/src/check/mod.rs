@@ -16,6 +16,7 @@
 
 mod customize;
 mod distribute;
+mod echo;
 mod machine;
 mod object;
 mod report;
@@ -23,6 +24,8 @@ mod resource;
 mod schema;
 mod source;
 mod values;
+
+pub use echo::resource_for;
 
 use crate::api::ApiVersion;
 use crate::catalog::Catalog;
@@ -49,18 +52,41 @@ pub struct Checked {
     pub template: Option<CheckedTemplate>,
 }
 
+/// What a check of a request's body found. Addresses in the resource are whole: no `Debug`.
+#[derive(Clone)]
+pub struct CheckedBody {
+    pub problems: Problems,
+    /// There if and only if no problem is an error.
+    pub template: Option<CheckedTemplate>,
+    /// The resource as it was understood, there with the template: names in their exact spelling,
+    /// without what is ignored, read-only or null.
+    pub resource: Option<serde_json::Value>,
+}
+
 /// Checks a whole template and reports every problem.
 pub fn check(document: &Document, context: &CheckContext<'_>) -> Checked {
-    let (version, finding) = api_version(document);
+    let CheckedBody { problems, template, resource: _ } = check_body(document, context);
+    Checked { problems, template }
+}
+
+/// The same for a document of [`Document::from_request`], with the resource to store.
+pub fn check_body(document: &Document, context: &CheckContext<'_>) -> CheckedBody {
+    let (version, finding) = match document.request {
+        Some(version) => (version, None),
+        None => api_version(document),
+    };
     let mut report = Report::new(&document.text, &document.pointer, version, context.azure);
+    report.reading = document.request.map(|_| echo::Reading::default());
     for problem in document.notes.iter().cloned().chain(finding) {
         report.push(problem);
     }
     let template = resource::template(document, context.catalog, &mut report);
+    let reading = report.reading.take();
     let problems = report.finish();
     let template = template.filter(|_| !problems.has_errors());
     debug_assert_eq!(template.is_none(), problems.has_errors(), "{problems}");
-    Checked { problems, template }
+    let resource = reading.filter(|_| template.is_some()).map(|reading| reading.resource(&document.cursor()));
+    CheckedBody { problems, template, resource }
 }
 
 /// The file's api-version. An unknown one is an error; the rest is then checked by the newest.

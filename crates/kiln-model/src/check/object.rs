@@ -78,7 +78,13 @@ impl<'a> Object<'a> {
             if report.is_hopeless() {
                 break;
             }
-            if !envelope.iter().any(|name| name.eq_ignore_ascii_case(&member.key)) {
+            let around = |name: &&str| {
+                let exact = report.version.is_strict() && report.reading.is_some();
+                **name == member.key || (!exact && name.eq_ignore_ascii_case(&member.key))
+            };
+            if envelope.iter().any(around) {
+                report.ignored(&object.cursor.member(member).pointer);
+            } else {
                 object.take(member, table, report);
             }
         }
@@ -108,6 +114,7 @@ impl<'a> Object<'a> {
         }
         if field.kind == FieldKind::ReadOnly {
             report.note(&at, Code::ReadOnlyField, format!("'{}' is read-only: it is ignored", field.name));
+            report.ignored(&at.pointer);
             return;
         }
         if report.version < field.since {
@@ -133,6 +140,7 @@ impl<'a> Object<'a> {
             report.push(Problem::error(Code::RepeatedKey, &place, message).help("keep one of them"));
             return;
         }
+        report.read_as(&at.pointer, field.name);
         self.fields.push((field.name, at));
     }
 
@@ -160,6 +168,7 @@ impl<'a> Object<'a> {
     /// Unknown: refused from 2024-02-01 on, in AIB's words; a warning before.
     fn unknown_field(&self, member: &Member, at: &Cursor<'_>, help: Option<String>, report: &mut Report<'_>) {
         let place = report.place_at(&at.pointer, member.key_span.start);
+        report.ignored(&at.pointer);
         let mut problem = if report.version.is_strict() {
             let message = format!(
                 "Unmarshalling entity encountered error: unmarshalling type *v{}.ImageTemplate: {}unknown field \"{}\"",
@@ -363,6 +372,7 @@ fn kind_of(
         kind.name == word || kind.also.is_some_and(|(spelling, until)| spelling == word && version <= until)
     });
     if let Some(kind) = found {
+        report.is_kind(&at.pointer, kind.name);
         return Some(kind.name);
     }
     let help = match kinds.iter().find(|kind| kind.name.eq_ignore_ascii_case(word)) {

@@ -1,5 +1,6 @@
 //! Where checks put what they find, and the words AIB has for it.
 
+use super::echo::Reading;
 use crate::api::ApiVersion;
 use crate::document::shown;
 use crate::problem::{Code, Place, Problem, Problems, Severity};
@@ -19,6 +20,8 @@ pub(super) struct Report<'a> {
     errors: usize,
     left_out: usize,
     left_out_errors: bool,
+    /// Of a request's body only.
+    pub reading: Option<Reading>,
 }
 
 impl<'a> Report<'a> {
@@ -32,6 +35,28 @@ impl<'a> Report<'a> {
             errors: 0,
             left_out: 0,
             left_out_errors: false,
+            reading: None,
+        }
+    }
+
+    /// The member at `pointer` was read as the field of that name.
+    pub fn read_as(&mut self, pointer: &str, name: &'static str) {
+        if let Some(reading) = &mut self.reading {
+            reading.names.insert(pointer.to_owned(), name);
+        }
+    }
+
+    /// The member at `pointer` is ignored.
+    pub fn ignored(&mut self, pointer: &str) {
+        if let Some(reading) = &mut self.reading {
+            reading.ignored.insert(pointer.to_owned());
+        }
+    }
+
+    /// The discriminator at `pointer` was read as this word.
+    pub fn is_kind(&mut self, pointer: &str, name: &'static str) {
+        if let Some(reading) = &mut self.reading {
+            reading.kinds.insert(pointer.to_owned(), name);
         }
     }
 

@@ -30,10 +30,12 @@ pub(super) fn template(
 ) -> Option<CheckedTemplate> {
     let cursor = document.cursor();
     placeholders(&cursor, report);
-    let mut envelope = schema::ENVELOPE.to_vec();
-    if document.in_deployment {
-        envelope.extend(schema::DEPLOYMENT_ENVELOPE);
-    }
+    let envelope = match document.request {
+        // The resource's own name and type may come along; the rest belongs to files.
+        Some(version) if version.is_strict() => schema::REQUEST_ENVELOPE.to_vec(),
+        _ if document.in_deployment => [schema::ENVELOPE, schema::DEPLOYMENT_ENVELOPE].concat(),
+        _ => schema::ENVELOPE.to_vec(),
+    };
     let (name, is_template) = read_envelope(document, report);
     if !is_template {
         // Whatever it is, an image template's fields are not its.
@@ -159,6 +161,17 @@ fn read_envelope(document: &Document, report: &mut Report<'_>) -> (Option<String
         let at = cursor.member(member);
         match (member.key.to_ascii_lowercase().as_str(), &member.value.value) {
             ("type", Value::String(text)) => is_template &= resource_type(text, &at, report),
+            // The request's address names it. Another name in the body is a slip, or a file sent as it is.
+            ("name", Value::String(text)) if document.request.is_some() => {
+                if !text.eq_ignore_ascii_case(&document.fallback_name) {
+                    let message = format!(
+                        "the name '{}' is not looked at: the request is for '{}'",
+                        shown(text),
+                        document.fallback_name
+                    );
+                    report.warning(&at, Code::BadName, message);
+                }
+            }
             ("name", Value::String(text)) if !is_placeholder(text) => {
                 if is_name(text) {
                     name = Some(text.clone());
@@ -175,7 +188,9 @@ fn read_envelope(document: &Document, report: &mut Report<'_>) -> (Option<String
                 let _ = string(&at, report);
                 name = None;
             }
-            ("dependson", Value::List(items)) if !items.is_empty() && !document.in_deployment => {
+            ("dependson", Value::List(items))
+                if !items.is_empty() && !document.in_deployment && document.request.is_none() =>
+            {
                 report.note(
                     &at,
                     Code::NoLocalMeaning,

@@ -144,6 +144,14 @@ pub(crate) fn parse(text: &Text, file_name: &str) -> Result<Node, Problem> {
     }
 }
 
+/// Reads a text that has to be JSON.
+pub(crate) fn parse_json(text: &Text) -> Result<Node, Problem> {
+    if text.text.trim().is_empty() {
+        return Err(Problem::error(Code::Syntax, &text.place("", 0), "there is no text"));
+    }
+    json::parse(text)
+}
+
 /// Repeated keys that are listed; a file with more is no template.
 const MOST_REPEATED: usize = 100;
 
