@@ -68,7 +68,7 @@ impl Reader<'_> {
 }
 
 pub(super) const TEMPLATE: &str = "subscription, resource_group, name, location, tags, identity, properties, \
-     api_version, provisioning, provisioning_error, copies, last_run, created_at, created_by, modified_at, \
+     api_version, provisioning, provisioning_error, copies, pending, exact_version, last_run, created_at, created_by, modified_at, \
      modified_by, generation";
 
 pub(super) fn template(row: &Row<'_>) -> Read<TemplateRecord> {
@@ -82,6 +82,8 @@ pub(super) fn template(row: &Row<'_>) -> Read<TemplateRecord> {
         provisioning: word(row, "provisioning")?,
         provisioning_error: optional_json(row, "provisioning_error")?,
         copies: json(row, "copies")?,
+        pending: optional_json(row, "pending")?,
+        exact_version: plain(row, "exact_version")?,
         last_run: optional_json(row, "last_run")?,
         created_at: plain(row, "created_at")?,
         created_by: plain(row, "created_by")?,

@@ -47,10 +47,10 @@ impl<'a> Writer<'a> {
         }
         self.execute(
             "INSERT INTO templates (key, subscription, resource_group, name, location, tags, identity, \
-             properties, api_version, provisioning, provisioning_error, copies, last_run, created_at, \
+             properties, api_version, provisioning, provisioning_error, copies, pending, exact_version, last_run, created_at, \
              created_us, created_by, modified_at, modified_by, generation) \
              VALUES (:key, :subscription, :resource_group, :name, :location, :tags, :identity, :properties, \
-             :api_version, :provisioning, :provisioning_error, :copies, NULL, :created_at, :created_us, \
+             :api_version, :provisioning, :provisioning_error, :copies, :pending, :exact_version, NULL, :created_at, :created_us, \
              :created_by, :modified_at, :modified_by, 1)",
             named_params! {
                 ":key": key(id),
@@ -65,6 +65,8 @@ impl<'a> Writer<'a> {
                 ":provisioning": to_word(&template.provisioning),
                 ":provisioning_error": template.provisioning_error.as_ref().map(to_json),
                 ":copies": to_json(&template.copies),
+                ":pending": template.pending.as_ref().map(to_json),
+                ":exact_version": template.exact_version,
                 ":created_at": template.created_at,
                 ":created_us": micros(WHAT, &id.to_string(), &template.created_at)?,
                 ":created_by": template.created_by,
@@ -81,7 +83,7 @@ impl<'a> Writer<'a> {
         let changed = self.execute(
             "UPDATE templates SET location = :location, tags = :tags, identity = :identity, \
              properties = :properties, api_version = :api_version, provisioning = :provisioning, \
-             provisioning_error = :provisioning_error, copies = :copies, modified_at = :modified_at, \
+             provisioning_error = :provisioning_error, copies = :copies, pending = :pending, exact_version = :exact_version, modified_at = :modified_at, \
              modified_by = :modified_by, generation = generation + 1 WHERE key = :key",
             named_params! {
                 ":key": key(&template.id),
@@ -93,6 +95,8 @@ impl<'a> Writer<'a> {
                 ":provisioning": to_word(&template.provisioning),
                 ":provisioning_error": template.provisioning_error.as_ref().map(to_json),
                 ":copies": to_json(&template.copies),
+                ":pending": template.pending.as_ref().map(to_json),
+                ":exact_version": template.exact_version,
                 ":modified_at": template.modified_at,
                 ":modified_by": template.modified_by,
             },

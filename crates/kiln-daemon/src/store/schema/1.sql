@@ -11,6 +11,8 @@ CREATE TABLE templates (
     provisioning TEXT NOT NULL,
     provisioning_error TEXT,            -- JSON
     copies TEXT NOT NULL,               -- JSON; may hold secrets
+    pending TEXT,                       -- JSON; may hold secrets
+    exact_version TEXT,
     last_run TEXT,                      -- JSON; derived from runs
     created_at TEXT NOT NULL,
     created_us INTEGER NOT NULL,
