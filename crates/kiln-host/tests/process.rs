@@ -6,7 +6,7 @@ use std::path::Path;
 use std::sync::{Arc, Mutex};
 use std::time::{Duration, Instant};
 
-use kiln_host::process::{Invocation, ProcessError, Sink, SpawnOptions};
+use kiln_host::process::{Identity, Invocation, ProcessError, Sink, SpawnOptions};
 use kiln_host::wait::{Control, Interrupted};
 
 #[cfg(test)]
@@ -73,6 +73,46 @@ mod tests {
 
         let error = sh("kill -SEGV $$").run_blocking().unwrap_err();
         assert!(error.to_string().ends_with("failed with signal 11 (SIGSEGV)"), "{error}");
+    }
+
+    /// `NoNewPrivs`, `Uid`, `Gid` and `Groups` of a child, as proc_pid_status(5) has them.
+    async fn rights(options: SpawnOptions, survives: bool) -> Vec<String> {
+        let say = sh("exec grep -E '^(NoNewPrivs|Uid|Gid|Groups):' /proc/self/status");
+        let options = SpawnOptions { stdout: Sink::Pipe, ..options };
+        let mut child =
+            if survives { say.spawn_session(options).unwrap() } else { say.spawn(options).unwrap() };
+        let mut text = String::new();
+        child.take_stdout().unwrap().read_to_string(&mut text).unwrap();
+        child.wait().await.unwrap();
+        text.lines().map(|line| line.split_whitespace().collect::<Vec<_>>().join(" ")).collect()
+    }
+
+    #[tokio::test]
+    async fn a_child_has_no_more_rights_than_it_is_given() {
+        for survives in [false, true] {
+            let plain = rights(SpawnOptions::default(), survives).await;
+            assert!(plain.contains(&"NoNewPrivs: 0".to_owned()), "{plain:?}");
+            let bound = SpawnOptions { no_new_privs: true, ..SpawnOptions::default() };
+            let bound = rights(bound, survives).await;
+            assert!(bound.contains(&"NoNewPrivs: 1".to_owned()), "{bound:?}");
+            if !rustix::process::geteuid().is_root() {
+                eprintln!("not root: other users are not tried");
+                continue;
+            }
+            let nobody = Identity::of("nobody").unwrap();
+            let (uid, gid) = (nobody.uid(), nobody.gid());
+            let as_nobody =
+                SpawnOptions { identity: Some(nobody), no_new_privs: true, ..SpawnOptions::default() };
+            assert_eq!(
+                rights(as_nobody, survives).await,
+                [
+                    format!("Uid: {uid} {uid} {uid} {uid}"),
+                    format!("Gid: {gid} {gid} {gid} {gid}"),
+                    format!("Groups: {gid}"),
+                    "NoNewPrivs: 1".to_owned()
+                ]
+            );
+        }
     }
 
     #[tokio::test]

@@ -63,6 +63,7 @@ impl Server {
                 .spawn(SpawnOptions {
                     stdout: Sink::Null,
                     stderr: Sink::File(std::fs::File::create(dir.path().join("log")).unwrap()),
+                    ..SpawnOptions::default()
                 })
                 .unwrap();
             let addr = SocketAddr::from((Ipv4Addr::LOCALHOST, port));

@@ -10,7 +10,7 @@ use std::thread;
 use rustix::process::{Pid, Signal, WaitId, WaitIdOptions};
 use tokio::sync::watch;
 
-use super::{Invocation, ProcessError};
+use super::{Identity, Invocation, ProcessError};
 
 /// Where one of a child's output streams goes.
 #[derive(Debug, Default)]
@@ -37,6 +37,11 @@ impl From<Sink> for Stdio {
 pub struct SpawnOptions {
     pub stdout: Sink,
     pub stderr: Sink,
+    /// Neither the program nor anything it starts can gain rights it does not have now (prctl(2),
+    /// `PR_SET_NO_NEW_PRIVS`): set-user-ID programs and file capabilities do nothing for it.
+    pub no_new_privs: bool,
+    /// Runs as this user; only root may ask for another than itself.
+    pub identity: Option<Identity>,
 }
 
 /// A running program, or one that has ended. Dropping it kills its group, unless it leads a session of its own.
@@ -70,10 +75,11 @@ impl Invocation {
         let (started_tx, started) = std::sync::mpsc::sync_channel(1);
         let mut command = self.command();
         command.stdin(Stdio::null()).stdout(options.stdout).stderr(options.stderr);
+        let rights = Rights { no_new_privs: options.no_new_privs, identity: options.identity };
         let thread = {
             let leash = Arc::clone(&leash);
             move || {
-                let mut child = match spawn_bound(&mut command, bond) {
+                let mut child = match spawn_bound(&mut command, bond, rights) {
                     Ok(child) => child,
                     Err(error) => return drop(started_tx.send(Err(error))),
                 };
@@ -175,35 +181,58 @@ pub(super) enum Bond {
     OwnSession,
 }
 
+/// What a child may do, beside what every process of ours may.
+#[derive(Clone, Debug, Default)]
+pub(super) struct Rights {
+    no_new_privs: bool,
+    identity: Option<Identity>,
+}
+
+impl Rights {
+    /// Gives up what the child is not to have. Between fork and exec: plain system calls only.
+    fn take_on(&self) -> io::Result<()> {
+        // Groups first: without root's rights they can no longer be changed.
+        if let Some(identity) = &self.identity {
+            rustix::thread::set_thread_groups(&identity.groups)?;
+            rustix::thread::set_thread_res_gid(identity.gid, identity.gid, identity.gid)?;
+            rustix::thread::set_thread_res_uid(identity.uid, identity.uid, identity.uid)?;
+        }
+        if self.no_new_privs {
+            rustix::thread::set_no_new_privs(true)?;
+        }
+        Ok(())
+    }
+}
+
 /// Forks and executes on the calling thread, which for [`Bond::DiesWithUs`] must live as long as the child.
-#[expect(unsafe_code, reason = "PDEATHSIG and setsid can only be set between fork and exec")]
-pub(super) fn spawn_bound(command: &mut Command, bond: Bond) -> io::Result<std::process::Child> {
-    match bond {
-        Bond::DiesWithUs => {
-            let parent = Pid::from_raw(std::process::id().cast_signed());
-            command.process_group(0);
-            // SAFETY: between fork and exec only async-signal-safe work is allowed. These are three plain system
-            // calls by way of rustix: nothing is allocated, no lock is taken, no memory is shared but the copied pid.
-            unsafe {
-                command.pre_exec(move || {
+#[expect(unsafe_code, reason = "PDEATHSIG, setsid and rights can only be set between fork and exec")]
+pub(super) fn spawn_bound(
+    command: &mut Command,
+    bond: Bond,
+    rights: Rights,
+) -> io::Result<std::process::Child> {
+    let parent = Pid::from_raw(std::process::id().cast_signed());
+    if matches!(bond, Bond::DiesWithUs) {
+        command.process_group(0);
+    }
+    // SAFETY: between fork and exec only async-signal-safe work is allowed. These are plain system calls by way of
+    // rustix: nothing is allocated, no lock is taken, no memory is shared but the copied pid and the list of groups.
+    unsafe {
+        command.pre_exec(move || {
+            // Before the signal is asked for: changing the user forgets it (prctl(2)).
+            rights.take_on()?;
+            match bond {
+                Bond::DiesWithUs => {
                     rustix::process::set_parent_process_death_signal(Some(Signal::KILL))?;
                     // If we died between fork and prctl, nobody would send the signal any more.
                     if rustix::process::getppid() != parent {
                         return Err(io::Error::from(rustix::io::Errno::SRCH));
                     }
-                    Ok(())
-                });
+                }
+                Bond::OwnSession => drop(rustix::process::setsid()?),
             }
-        }
-        Bond::OwnSession => {
-            // SAFETY: as above; one system call.
-            unsafe {
-                command.pre_exec(|| {
-                    rustix::process::setsid()?;
-                    Ok(())
-                });
-            }
-        }
+            Ok(())
+        });
     }
     command.spawn()
 }

@@ -15,6 +15,9 @@
 //! program, because `PR_SET_PDEATHSIG` fires when that *thread* ends: so if we are killed, even by `SIGKILL`, the program
 //! dies in the same moment, and not earlier.
 //!
+//! A [`Process`] is the handle on one that somebody else started: it tells its end and can be killed, and never means
+//! another process that got the same number later.
+//!
 //! How it fails: [`ProcessError`] names the command as one could type it, the exit status or signal, and the end of
 //! what the program wrote to stderr. Arguments appear in errors and logs, so a secret never goes into one; values of
 //! environment variables are never shown.
@@ -23,10 +26,14 @@
 
 mod child;
 mod error;
+mod identity;
 mod invocation;
+mod other;
 mod run;
 
 pub use child::{Child, Sink, SpawnOptions};
 pub use error::{ProcessError, describe_status, signal_name};
+pub use identity::{Identity, IdentityError};
 pub use invocation::{Invocation, find_program};
+pub use other::{Process, ProcessMark};
 pub use run::Output;

@@ -10,7 +10,7 @@ use std::time::{Duration, Instant};
 
 use tokio::sync::oneshot;
 
-use super::child::{Bond, Leash, spawn_bound};
+use super::child::{Bond, Leash, Rights, spawn_bound};
 use super::{Invocation, ProcessError, describe_status};
 use crate::wait::Control;
 
@@ -87,7 +87,7 @@ impl Invocation {
         let mut command = self.command();
         command.stdin(Stdio::null()).stdout(Stdio::piped()).stderr(Stdio::piped());
         let mut child =
-            spawn_bound(&mut command, Bond::DiesWithUs).map_err(|error| self.start_error(error))?;
+            spawn_bound(&mut command, Bond::DiesWithUs, Rights::default()).map_err(|error| self.start_error(error))?;
         leash.started(child.id());
         let readers = child.stdout.take().zip(child.stderr.take()).map(|(stdout, stderr)| {
             let stdout = Reader::start(stdout, Keep::First(STDOUT_LIMIT), watch);

@@ -93,8 +93,12 @@ impl Vm {
         let log_too = log.try_clone().map_err(prepare(&machine.qemu_log))?;
         let invocation = Invocation::new(qemu.system()).args(arguments(&machine, qemu.features()));
         tracing::debug!(command = %invocation, "starting QEMU");
-        let child =
-            invocation.spawn(SpawnOptions { stdout: Sink::File(log), stderr: Sink::File(log_too) })?;
+        let child = invocation.spawn(SpawnOptions {
+            stdout: Sink::File(log),
+            stderr: Sink::File(log_too),
+            no_new_privs: true,
+            ..SpawnOptions::default()
+        })?;
 
         let connecting = async {
             let (stream, _) = socket.listener.accept().await.map_err(prepare(&socket.path))?;

@@ -142,7 +142,7 @@ async fn run_recipe(
     let mut child = Invocation::new(script)
         .arg(image)
         .env("PATH", around.environment.search_path())
-        .spawn(SpawnOptions { stdout: Sink::Pipe, stderr: Sink::Pipe })
+        .spawn(SpawnOptions { stdout: Sink::Pipe, stderr: Sink::Pipe, ..SpawnOptions::default() })
         .map_err(Failure::host)?;
 
     let mut lines = read_lines(&mut child)?;
