@@ -3,6 +3,7 @@
 use std::time::Duration;
 
 use kiln_host::lock::FileLock;
+use kiln_host::process::ProcessMark;
 use kiln_host::wait::Control;
 use kiln_library::Library;
 use kiln_model::event::{EVENTS_FORMAT, RunEventKind};
@@ -63,19 +64,23 @@ pub fn claim(
     let request = dir.read_request()?;
     let text = std::fs::read_to_string(dir.plan()).map_err(io("read", dir.plan()))?;
     let plan = BuildPlan::from_json(&text).map_err(ClaimError::Plan)?;
+    let mark = ProcessMark::own().map_err(io("read the start of this process from", "/proc".into()))?;
     let attempt = dir.read_claim()?.map_or(1, |claim| claim.attempt + 1);
     dir.write_claim(&Claim {
         format: CLAIM_FORMAT,
         executor: "local".to_owned(),
         host: rustix::system::uname().nodename().to_string_lossy().into_owned(),
-        boot_id: host_boot_id(),
-        pid: std::process::id(),
+        boot_id: mark.boot_id,
+        pid: mark.pid,
+        start_ticks: mark.start_ticks,
         start_time: now(),
         attempt,
         sockets: workspace::sockets(&settings.runtime_dir, &request.run_id),
     })?;
 
-    let operation_id = uuid::Uuid::new_v4().to_string();
+    // A server's operation, so that its id finds these lines; a run of the command line has one of its own.
+    let operation_id =
+        request.origin.as_ref().map_or_else(|| uuid::Uuid::new_v4().to_string(), |o| o.operation.clone());
     let log = CustomizationLog::open(&dir.customization_log(), &operation_id)
         .map_err(io("create", dir.customization_log()))?;
     let journal =
@@ -137,8 +142,4 @@ impl Claimed {
             control: self.control.clone(),
         })
     }
-}
-
-fn host_boot_id() -> String {
-    std::fs::read_to_string("/proc/sys/kernel/random/boot_id").unwrap_or_default().trim().to_owned()
 }

@@ -40,7 +40,13 @@ struct Inner {
 
 impl CustomizationLog {
     pub fn open(path: &Path, operation_id: &str) -> io::Result<Self> {
-        let file = OpenOptions::new().create(true).append(true).mode(0o600).open(path)?;
+        let file = OpenOptions::new()
+            .create(true)
+            .append(true)
+            .mode(0o600)
+            // As the journal's: the one who writes it may be root, and the folder another's.
+            .custom_flags(rustix::fs::OFlags::NOFOLLOW.bits().cast_signed())
+            .open(path)?;
         let inner =
             Inner { file, prefix: format!("[{operation_id}]"), guest_bytes: 0, capped: false, broken: None };
         Ok(Self { inner: Arc::new(Mutex::new(inner)) })

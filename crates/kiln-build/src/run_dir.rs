@@ -107,6 +107,23 @@ pub struct RunRequest {
     pub keep_on_error: bool,
     /// The library with base images and inputs; absolute.
     pub library: PathBuf,
+    /// Who asked for it, where a server did.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub origin: Option<Origin>,
+}
+
+/// Where a server's run comes from: enough to find its way back into the server's records.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "camelCase", deny_unknown_fields)]
+pub struct Origin {
+    /// ARM id of the template.
+    pub template: String,
+    /// The operation whose end is the run's end; every line of `customization.log` begins with it.
+    pub operation: String,
+    /// RFC 3339, UTC.
+    pub queued_at: String,
+    /// Id of the principal.
+    pub started_by: String,
 }
 
 /// `claim.json`: the worker that runs, or ran last.
@@ -120,12 +137,25 @@ pub struct Claim {
     /// `/proc/sys/kernel/random/boot_id` of the host.
     pub boot_id: String,
     pub pid: u32,
-    /// RFC 3339, UTC.
+    /// When that process started, clock ticks since the boot: with boot and pid it names one process only.
+    pub start_ticks: u64,
+    /// When the run was claimed. RFC 3339, UTC.
     pub start_time: String,
     /// 1 for the first worker of a run.
     pub attempt: u32,
     /// The folder of this run's sockets on that host.
     pub sockets: PathBuf,
+}
+
+impl Claim {
+    /// The process that made it.
+    pub fn mark(&self) -> kiln_host::process::ProcessMark {
+        kiln_host::process::ProcessMark {
+            boot_id: self.boot_id.clone(),
+            pid: self.pid,
+            start_ticks: self.start_ticks,
+        }
+    }
 }
 
 /// A request to a running worker: a file under `requests/`.
@@ -292,7 +322,39 @@ mod tests {
             output_dir: "/srv/images".into(),
             keep_on_error: false,
             library: "/srv/kiln/library".into(),
+            origin: None,
         }
+    }
+
+    #[test]
+    fn a_servers_request_is_golden() {
+        let origin = Origin {
+            template: "/subscriptions/s/resourceGroups/rg/providers/Microsoft.VirtualMachineImages/imageTemplates/hello".into(),
+            operation: "0a1b2c3d-0000-4000-8000-000000000000".into(),
+            queued_at: "2026-01-02T03:04:05.678Z".into(),
+            started_by: "uid:0".into(),
+        };
+        let request = RunRequest { origin: Some(origin), ..request() };
+        let root = tempfile::tempdir().unwrap();
+        let dir = RunDir::create(root.path(), &request.run_id).unwrap();
+        dir.write_request(&request).unwrap();
+        expect![[r#"
+            {
+              "format": 1,
+              "runId": "20260102T030405Z-hello-3f9a1c",
+              "outputDir": "/srv/images",
+              "keepOnError": false,
+              "library": "/srv/kiln/library",
+              "origin": {
+                "template": "/subscriptions/s/resourceGroups/rg/providers/Microsoft.VirtualMachineImages/imageTemplates/hello",
+                "operation": "0a1b2c3d-0000-4000-8000-000000000000",
+                "queuedAt": "2026-01-02T03:04:05.678Z",
+                "startedBy": "uid:0"
+              }
+            }
+        "#]]
+        .assert_eq(&std::fs::read_to_string(dir.request()).unwrap());
+        assert_eq!(dir.read_request().unwrap(), request);
     }
 
     #[test]
@@ -334,6 +396,7 @@ mod tests {
             host: "forge".into(),
             boot_id: "6f0c0d9e-0000-4000-8000-000000000000".into(),
             pid: 4711,
+            start_ticks: 86_400,
             start_time: "2026-01-02T03:04:05.678Z".into(),
             attempt: 1,
             sockets: "/run/user/1000/kiln/3f9a1c".into(),
@@ -346,6 +409,7 @@ mod tests {
               "host": "forge",
               "bootId": "6f0c0d9e-0000-4000-8000-000000000000",
               "pid": 4711,
+              "startTicks": 86400,
               "startTime": "2026-01-02T03:04:05.678Z",
               "attempt": 1,
               "sockets": "/run/user/1000/kiln/3f9a1c"

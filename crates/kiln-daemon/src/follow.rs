@@ -2,12 +2,14 @@
 
 use std::fs::File;
 use std::io::{self, Read as _};
+use std::os::unix::fs::OpenOptionsExt as _;
 use std::path::{Path, PathBuf};
 
 use kiln_build::run_dir::{RunDir, RunDirError};
 use kiln_build::watch::FolderWatch;
-use kiln_host::process::Child;
 use kiln_model::event::{EVENTS_FORMAT, RunEvent, RunEventKind};
+
+use crate::executor::Worker;
 
 /// Read in one go; a chatty guest does not hold up the events.
 const CHUNK: usize = 256 << 10;
@@ -44,18 +46,48 @@ pub enum News<'a> {
     Event(&'a RunEvent),
     /// Bytes of `customization.log`, as they come.
     Log(&'a [u8]),
+    /// Something in the run's directory, for those who read it themselves.
+    Changed,
 }
 
-/// Reports everything that happens in a run, from its first event to its last.
+/// How much of a run its follower wants to be told.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+enum Attention {
+    EventsAndLog,
+    /// Events, and that something changed.
+    Events,
+}
+
+/// Reports everything that happens in a run, from its first event to its last, its log included.
 pub async fn follow(
     dir: &RunDir,
-    worker: &Child,
+    worker: &Worker,
+    report: impl FnMut(News<'_>),
+) -> Result<Followed, FollowError> {
+    read_on(dir, worker, Attention::EventsAndLog, report).await
+}
+
+/// Reports a run's events from the first to the last, and that its directory changed: nobody
+/// need read a long log to know how a run goes.
+pub async fn follow_events(
+    dir: &RunDir,
+    worker: &Worker,
+    report: impl FnMut(News<'_>),
+) -> Result<Followed, FollowError> {
+    read_on(dir, worker, Attention::Events, report).await
+}
+
+async fn read_on(
+    dir: &RunDir,
+    worker: &Worker,
+    attention: Attention,
     mut report: impl FnMut(News<'_>),
 ) -> Result<Followed, FollowError> {
     let io_error = |source| FollowError::Io { path: dir.path().to_owned(), source };
     let mut watch = FolderWatch::new(dir.path()).map_err(io_error)?;
     let mut events = Tail::new(dir.events());
-    let mut log = Tail::new(dir.customization_log());
+    let mut log = (attention == Attention::EventsAndLog).then(|| Tail::new(dir.customization_log()));
+    let mut read_log = move || log.as_mut().map_or(Ok(None), Tail::read);
     let mut lines = EventLines::new(dir.events());
     let mut worker_ended: Option<String> = None;
     loop {
@@ -70,14 +102,14 @@ pub async fn follow(
                 }
             })?;
             if let Some(last) = last {
-                while let Some(chunk) = log.read()? {
+                while let Some(chunk) = read_log()? {
                     report(News::Log(&chunk));
                 }
                 report(News::Event(&last));
                 return Ok(Followed::Ended(Box::new(last)));
             }
         }
-        while let Some(chunk) = log.read()? {
+        while let Some(chunk) = read_log()? {
             report(News::Log(&chunk));
         }
         // Only after a last look at the files: the end may have been written in between.
@@ -85,13 +117,13 @@ pub async fn follow(
             return Ok(Followed::WorkerGone(how));
         }
         tokio::select! {
-            changed = watch.changed() => changed.map_err(io_error)?,
-            status = worker.wait() => {
-                worker_ended = Some(match status {
-                    Ok(status) => kiln_host::process::describe_status(status),
-                    Err(error) => error.to_string(),
-                });
+            changed = watch.changed() => {
+                changed.map_err(io_error)?;
+                if attention == Attention::Events {
+                    report(News::Changed);
+                }
             }
+            how = worker.ended() => worker_ended = Some(how),
         }
     }
 }
@@ -110,7 +142,9 @@ impl Tail {
     fn read(&mut self) -> Result<Option<Vec<u8>>, FollowError> {
         let error = |source| FollowError::Io { path: self.path.clone(), source };
         if self.file.is_none() {
-            match File::open(&self.path) {
+            // A worker may be another user than we are: a link of its making is not followed.
+            let nofollow = rustix::fs::OFlags::NOFOLLOW.bits().cast_signed();
+            match File::options().read(true).custom_flags(nofollow).open(&self.path) {
                 Ok(file) => self.file = Some(file),
                 Err(e) if e.kind() == io::ErrorKind::NotFound => return Ok(None),
                 Err(e) => return Err(error(e)),

@@ -29,5 +29,5 @@ pub mod store;
 pub mod templates;
 pub mod tls;
 
-pub use follow::{FollowError, Followed, News, follow};
+pub use follow::{FollowError, Followed, News, follow, follow_events};
 pub use settle::{SettleError, settle};

@@ -5,9 +5,8 @@ use std::path::Path;
 use std::time::Duration;
 
 use kiln_build::run_dir::{CLAIM_FORMAT, Claim, REQUEST_FORMAT, Request, RunDir, RunId, RunRequest};
-use kiln_daemon::executor::local;
+use kiln_daemon::executor::{self, Executor, Local, Worker, WorkerCommand, local};
 use kiln_daemon::{Followed, News, SettleError, follow, settle};
-use kiln_host::process::{Child, Invocation};
 use kiln_model::event::{RunEvent, RunEventKind};
 use kiln_model::run::RunState;
 
@@ -27,8 +26,14 @@ fn place(keep_on_error: bool) -> Place {
     let id = RunId::new("test");
     let dir = RunDir::create(&root.path().join("runs"), &id).unwrap();
     let library = root.path().join("library");
-    let request =
-        RunRequest { format: REQUEST_FORMAT, run_id: id, output_dir: output.clone(), keep_on_error, library };
+    let request = RunRequest {
+        format: REQUEST_FORMAT,
+        run_id: id,
+        output_dir: output.clone(),
+        keep_on_error,
+        library,
+        origin: None,
+    };
     dir.write_request(&request).unwrap();
     Place { _root: root, dir, output }
 }
@@ -40,6 +45,7 @@ fn claim(sockets: &Path) -> Claim {
         host: "here".to_owned(),
         boot_id: String::new(),
         pid: 1,
+        start_ticks: 1,
         start_time: "2026-01-02T03:04:05.678Z".to_owned(),
         attempt: 1,
         sockets: sockets.to_owned(),
@@ -47,15 +53,17 @@ fn claim(sockets: &Path) -> Claim {
 }
 
 /// A worker that is a shell script; `$1` is the run directory.
-fn worker(dir: &RunDir, script: &str) -> Child {
-    local::start(dir, Invocation::new("/bin/sh").args(["-c", script, "worker"])).unwrap()
+async fn worker(dir: &RunDir, script: &str) -> Worker {
+    let command = WorkerCommand::new("/bin/sh").arg("-c").arg(script).arg("worker");
+    Executor::Local(Local::plain(command)).start(dir).await.unwrap()
 }
 
-async fn followed(dir: &RunDir, worker: &Child) -> (Followed, Vec<u64>, Vec<u8>) {
+async fn followed(dir: &RunDir, worker: &Worker) -> (Followed, Vec<u64>, Vec<u8>) {
     let (mut events, mut log) = (Vec::new(), Vec::new());
     let end = follow(dir, worker, |news| match news {
         News::Event(event) => events.push(event.seq),
         News::Log(bytes) => log.extend_from_slice(bytes),
+        News::Changed => {}
     });
     let end = tokio::time::timeout(SOON, end).await.unwrap().unwrap();
     (end, events, log)
@@ -79,12 +87,12 @@ async fn a_run_is_followed_from_before_its_first_file_to_its_last_event() {
           tail -c +21 piece >> events.jsonl; echo >> events.jsonl; echo "line $n" >> customization.log; done
         printf "{END}\n" 3 >> events.jsonl; sleep 30"#
     );
-    let worker = worker(&place.dir, &script);
+    let worker = worker(&place.dir, &script).await;
     let (end, events, log) = followed(&place.dir, &worker).await;
     assert!(matches!(end, Followed::Ended(_)), "{end:?}");
     assert_eq!(events, [0, 1, 2, 3]);
     assert_eq!(log, b"line 0\nline 1\nline 2\n");
-    local::kill(&worker);
+    worker.kill();
 }
 
 #[tokio::test]
@@ -101,7 +109,7 @@ async fn a_worker_that_dies_is_noticed_and_its_run_settled_once() {
     std::fs::write(place.output.join(".hello.vhd.abc123.kiln-aside"), "half").unwrap();
     let script =
         format!(r#"cd "$1"; printf "{EVENT}\n" 0 >> events.jsonl; printf "{{" >> events.jsonl; kill -9 $$"#);
-    let worker = worker(&place.dir, &script);
+    let worker = worker(&place.dir, &script).await;
     let (end, events, _) = followed(&place.dir, &worker).await;
     let Followed::WorkerGone(how) = end else { panic!("{end:?}") };
     assert!(how.contains("SIGKILL"), "{how}");
@@ -125,8 +133,8 @@ async fn a_worker_that_dies_is_noticed_and_its_run_settled_once() {
 async fn what_was_asked_to_cancel_ends_canceled_and_may_be_kept() {
     let place = place(true);
     std::fs::create_dir(place.dir.work()).unwrap();
-    local::cancel(&place.dir).unwrap();
-    local::cancel(&place.dir).unwrap();
+    executor::cancel(&place.dir).unwrap();
+    executor::cancel(&place.dir).unwrap();
     assert!(place.dir.is_asked(Request::Cancel));
     assert_eq!(settle(&place.dir, "SIGKILL").unwrap(), RunState::Canceled);
     assert!(matches!(
@@ -140,13 +148,13 @@ async fn what_was_asked_to_cancel_ends_canceled_and_may_be_kept() {
 async fn a_run_with_a_living_worker_is_not_settled() {
     let place = place(false);
     // flock(1) holds the lock as a worker does.
-    let worker = worker(&place.dir, r#"exec flock "$1/lock" sh -c 'touch "$0/held"; sleep 30' "$1""#);
+    let worker = worker(&place.dir, r#"exec flock "$1/lock" sh -c 'touch "$0/held"; sleep 30' "$1""#).await;
     wait_for(&place.dir.path().join("held")).await;
     assert!(local::is_alive(&place.dir).unwrap());
     assert!(matches!(settle(&place.dir, "gone?"), Err(SettleError::Alive(_))));
     assert!(!place.dir.events().exists(), "nothing is written without the lock");
-    local::kill(&worker);
-    worker.wait().await.unwrap();
+    worker.kill();
+    worker.ended().await;
 }
 
 async fn wait_for(path: &Path) {

@@ -62,7 +62,10 @@ impl Process {
             Err(error) if error.kind() == io::ErrorKind::NotFound && !exists(pid) => return Ok(None),
             Err(error) => return Err(error),
         }
-        #[expect(deprecated, reason = "its successor is unsafe for types that may lend a foreign fd; ours owns one")]
+        #[expect(
+            deprecated,
+            reason = "its successor is unsafe for types that may lend a foreign fd; ours owns one"
+        )]
         let fd = AsyncFd::with_interest(fd, Interest::READABLE)?;
         Ok(Some(Self { pid: mark.pid, fd }))
     }
@@ -96,11 +99,9 @@ fn start_ticks(pid: u32) -> io::Result<u64> {
     let stat = std::fs::read_to_string(format!("/proc/{pid}/stat"))?;
     // The program's name, field 2, is in parentheses and may hold anything; `starttime` is field 22.
     let after_name = stat.rsplit_once(')').map_or("", |(_, rest)| rest);
-    after_name
-        .split_whitespace()
-        .nth(19)
-        .and_then(|ticks| ticks.parse().ok())
-        .ok_or_else(|| io::Error::new(io::ErrorKind::InvalidData, format!("/proc/{pid}/stat is not understood")))
+    after_name.split_whitespace().nth(19).and_then(|ticks| ticks.parse().ok()).ok_or_else(|| {
+        io::Error::new(io::ErrorKind::InvalidData, format!("/proc/{pid}/stat is not understood"))
+    })
 }
 
 #[cfg(test)]

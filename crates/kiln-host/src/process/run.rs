@@ -86,8 +86,8 @@ impl Invocation {
         let lost = |source| ProcessError::Wait { command: self.to_string(), source };
         let mut command = self.command();
         command.stdin(Stdio::null()).stdout(Stdio::piped()).stderr(Stdio::piped());
-        let mut child =
-            spawn_bound(&mut command, Bond::DiesWithUs, Rights::default()).map_err(|error| self.start_error(error))?;
+        let mut child = spawn_bound(&mut command, Bond::DiesWithUs, Rights::default())
+            .map_err(|error| self.start_error(error))?;
         leash.started(child.id());
         let readers = child.stdout.take().zip(child.stderr.take()).map(|(stdout, stderr)| {
             let stdout = Reader::start(stdout, Keep::First(STDOUT_LIMIT), watch);

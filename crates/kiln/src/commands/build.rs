@@ -15,9 +15,8 @@ use std::cell::RefCell;
 
 use anyhow::Context as _;
 use kiln_build::run_dir::{REQUEST_FORMAT, RunDir, RunId, RunRequest};
-use kiln_daemon::executor::local;
+use kiln_daemon::executor::{self, Executor, Local, Worker, WorkerCommand};
 use kiln_daemon::{Followed, News, follow, settle};
-use kiln_host::process::{Child, Invocation};
 use kiln_model::event::RunEvent;
 use kiln_model::plan::BuildPlan;
 
@@ -63,7 +62,7 @@ async fn build(around: &Surroundings<'_>, settings: &BuildSettings) -> End {
     // From here on a signal is a request to the run, not the end of this process.
     let mut signals = Signals::listen().context("cannot listen for signals")?;
     let run_dir = make_run(settings, &folders, &plan)?;
-    let worker = start_worker(around, &run_dir).inspect_err(|failure| {
+    let worker = start_worker(around, &run_dir).await.inspect_err(|failure| {
         // A run that never began ends here; what is in its folder tells why.
         if let Err(error) = settle(&run_dir, &format!("{:#}", failure.error)) {
             printer.warning(&format!("{}: {error}", run_dir.path().display()));
@@ -104,17 +103,18 @@ fn make_run(settings: &BuildSettings, folders: &Folders, plan: &BuildPlan) -> Re
         output_dir: settings.output.clone(),
         keep_on_error: settings.keep_on_error,
         library: folders.library.clone(),
+        origin: None,
     };
-    local::prepare(&folders.runs, plan, &request).map_err(Failure::host)
+    executor::prepare(&folders.runs, plan, &request).map_err(Failure::host)
 }
 
-fn start_worker(around: &Surroundings<'_>, run_dir: &RunDir) -> Result<Child, Failure> {
+async fn start_worker(around: &Surroundings<'_>, run_dir: &RunDir) -> Result<Worker, Failure> {
     let exe = std::env::current_exe().context("cannot tell where this program lies")?;
-    let mut worker = Invocation::new(exe);
+    let mut worker = WorkerCommand::new(exe);
     if around.verbose > 0 {
         worker = worker.arg(format!("-{}", "v".repeat(usize::from(around.verbose))));
     }
-    local::start(run_dir, worker.arg("worker")).map_err(Failure::host)
+    Executor::Local(Local::plain(worker.arg("worker"))).start(run_dir).await.map_err(Failure::host)
 }
 
 /// Shows the run until it has ended, and answers requests to stop.
@@ -122,7 +122,7 @@ async fn watch(
     around: &Surroundings<'_>,
     settings: &BuildSettings,
     run_dir: &RunDir,
-    worker: &Child,
+    worker: &Worker,
     signals: &mut Signals,
 ) -> Result<Outcome, Failure> {
     // One task, two branches that both show things: never at the same time.
@@ -131,6 +131,7 @@ async fn watch(
         let following = follow(run_dir, worker, |news| match news {
             News::Event(event) => show.borrow_mut().event(event),
             News::Log(bytes) => show.borrow_mut().log(bytes),
+            News::Changed => {}
         });
         tokio::pin!(following);
         loop {
@@ -140,13 +141,13 @@ async fn watch(
                     Stop::CleanUp => {
                         let line = "stopping: the build ends and cleans up; Ctrl-C again kills it";
                         show.borrow_mut().talk(&around.printer.format_warning(line));
-                        if let Err(error) = local::cancel(run_dir) {
+                        if let Err(error) = executor::cancel(run_dir) {
                             show.borrow_mut().talk(&format!("cannot ask the build to stop: {error}"));
                         }
                     }
                     Stop::AtOnce => {
                         show.borrow_mut().talk(&around.printer.format_warning("killing the build"));
-                        local::kill(worker);
+                        worker.kill();
                     }
                 },
             }
