@@ -4,6 +4,7 @@
 //!  runs/<RunId>/
 //!    plan.json            what to do; never changes                    (who prepares the run)
 //!    request.json         where to put it, what to keep                (who prepares the run)
+//!    origin.json          whose run it is, where it is a daemon's      (who prepares the run)
 //!    lock                 held as long as a worker lives               (worker)
 //!    claim.json           which worker: host, boot, pid, attempt       (worker)
 //!    events.jsonl         the one truth about the run                  (holder of the lock only)

@@ -12,10 +12,11 @@
 //! INVARIANT: a download with a checksum is used only after it matched: nothing else gets a [`StoredInput`].
 
 use std::collections::{BTreeMap, VecDeque};
+use std::fs::File;
 use std::io;
-use std::path::PathBuf;
+use std::path::{Path, PathBuf};
 use std::sync::{Arc, Mutex, PoisonError};
-use std::time::Duration;
+use std::time::{Duration, SystemTime};
 
 use kiln_host::digest::sha256_file;
 use kiln_host::wait::Control;
@@ -25,6 +26,7 @@ use kiln_model::plan::{InputLocation, InputRef};
 use crate::background;
 use crate::error::{download_words, with_causes};
 use crate::fetch::{Expected, Failed, Fetcher, News, Part, address_key, parse_address};
+use crate::hold::{Share, try_hold};
 use crate::{FetchError, FetchSettings, InputError, Library, LibraryError};
 
 /// Enough to fill most lines; more would only wait for each other.
@@ -38,6 +40,16 @@ pub struct StoredInput {
     pub size: u64,
     /// Read-only, and the same for everyone who wants these bytes.
     pub path: PathBuf,
+}
+
+/// What [`Library::inputs`] tells of an input; it has not been read.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct ShelvedInput {
+    pub sha256: Sha256,
+    /// Bytes.
+    pub size: u64,
+    /// When it came, or was last looked for.
+    pub last_wanted: SystemTime,
 }
 
 /// `input` is the place in the list of wants, from 0; of several that want one address, the first. Addresses are
@@ -113,7 +125,7 @@ impl Library {
         complete
     }
 
-    /// The input of that digest, if it is on the shelf and undamaged.
+    /// The input of that digest, if it is on the shelf and undamaged. Asking counts as wanting it: it stays for a while.
     pub async fn find_input(
         &self,
         sha256: Sha256,
@@ -126,15 +138,73 @@ impl Library {
             Err(error) => return Err(LibraryError::disk("read", &path)(error)),
         };
         let file = path.clone();
-        let digest =
-            background::run(control, &|_| (), move |line| sha256_file(&file, &mut |done| line.report(done)));
-        let found = Sha256::from_bytes(digest.await.map_err(LibraryError::ended("read", &path))?);
+        let digest = background::run(control, &|_| (), move |line| {
+            // Who removes it holds it alone, and looks at its time first.
+            let Some(held) = held_together(&file)? else { return Ok(None) };
+            // Only its owner may; another user's shelf keeps its own times.
+            if let Err(error) = held.set_modified(SystemTime::now()) {
+                tracing::debug!(path = %file.display(), %error, "cannot remember that an input was wanted");
+            }
+            sha256_file(&file, &mut |done| line.report(done)).map(Some)
+        });
+        let Some(found) = digest.await.map_err(LibraryError::ended("read", &path))? else { return Ok(None) };
+        let found = Sha256::from_bytes(found);
         if found != sha256 {
             // It is replaced when the right one has been fetched.
             tracing::warn!(path = %path.display(), %found, "an input on the shelf is damaged");
             return Ok(None);
         }
         Ok(Some(StoredInput { sha256, size, path }))
+    }
+
+    /// Every input on the shelf, in no order.
+    pub fn inputs(&self) -> Result<Vec<ShelvedInput>, LibraryError> {
+        let dir = self.inputs_dir();
+        let failed = |source| LibraryError::disk("list", &dir)(source);
+        let mut inputs = Vec::new();
+        for entry in std::fs::read_dir(&dir).map_err(failed)? {
+            let entry = entry.map_err(failed)?;
+            // What is named otherwise is not ours.
+            let Some(sha256) = entry.file_name().to_str().and_then(|name| name.parse().ok()) else {
+                continue;
+            };
+            match entry.metadata() {
+                Ok(metadata) => inputs.push(ShelvedInput {
+                    sha256,
+                    size: metadata.len(),
+                    last_wanted: metadata.modified().map_err(failed)?,
+                }),
+                Err(error) if error.kind() == io::ErrorKind::NotFound => {}
+                Err(error) => return Err(failed(error)),
+            }
+        }
+        Ok(inputs)
+    }
+
+    /// Removes an input from the shelf, unless somebody wanted it after `since`, or reads it now. Returns whether it is
+    /// gone by this.
+    pub fn remove_input(&self, sha256: Sha256, since: SystemTime) -> Result<bool, LibraryError> {
+        let path = self.inputs_dir().join(sha256.to_string());
+        let removed = || -> io::Result<bool> {
+            let Some(held) = try_hold(&path, Share::Alone)? else { return Ok(false) };
+            if held.metadata()?.modified()? > since {
+                return Ok(false);
+            }
+            std::fs::remove_file(&path)?;
+            Ok(true)
+        };
+        match removed() {
+            Err(error) if error.kind() == io::ErrorKind::NotFound => Ok(false),
+            removed => removed.map_err(LibraryError::disk("remove", &path)),
+        }
+    }
+}
+
+/// `None` for what is just being removed, or gone.
+fn held_together(path: &Path) -> io::Result<Option<File>> {
+    match try_hold(path, Share::Together) {
+        Err(error) if error.kind() == io::ErrorKind::NotFound => Ok(None),
+        held => held,
     }
 }
 
@@ -412,6 +482,32 @@ mod tests {
             .map(|group| group.into_iter().map(|source| source.wants).collect())
             .collect();
         assert_eq!(groups, [vec![vec![0, 3], vec![2]], vec![vec![1]], vec![vec![4]], vec![vec![5, 6]]]);
+    }
+
+    #[tokio::test]
+    async fn an_input_goes_when_nobody_wanted_it_for_long() {
+        let dir = tempfile::tempdir().unwrap();
+        let library = Library::open(dir.path()).unwrap();
+        let control = Control::ending_in(Duration::from_secs(10));
+        let sha256: Sha256 =
+            "2c26b46b68ffc68ff99b453c1d30413413422d706483bfa0f98a5e886266e7ae".parse().unwrap();
+        let path = dir.path().join("inputs/sha256").join(sha256.to_string());
+        std::fs::write(&path, "foo").unwrap();
+        std::fs::write(dir.path().join("inputs/sha256/note"), "not ours").unwrap();
+        let (now, day) = (SystemTime::now(), Duration::from_secs(24 * 3600));
+        File::open(&path).unwrap().set_modified(now - 40 * day).unwrap();
+        let shelved = library.inputs().unwrap();
+        assert_eq!(shelved, [ShelvedInput { sha256, size: 3, last_wanted: now - 40 * day }]);
+
+        let reading = try_hold(&path, Share::Together).unwrap().unwrap();
+        assert!(!library.remove_input(sha256, now - 30 * day).unwrap(), "somebody reads it");
+        drop(reading);
+        assert!(library.find_input(sha256, &control).await.unwrap().is_some());
+        assert!(!library.remove_input(sha256, now - 30 * day).unwrap(), "somebody wanted it just now");
+        File::open(&path).unwrap().set_modified(now - 40 * day).unwrap();
+        assert!(library.remove_input(sha256, now - 30 * day).unwrap());
+        assert!(!library.remove_input(sha256, now).unwrap(), "it is gone already");
+        assert!(library.find_input(sha256, &control).await.unwrap().is_none());
     }
 
     #[test]

@@ -38,6 +38,6 @@ pub use error::{FetchError, ImageError, InputError, LibraryError};
 pub use fetch::settings::{FetchSettings, ProxySettings};
 pub use images::{Check, Checked, IMAGE_FORMAT, ImageLease, ImageOrigin, ImageRecord};
 pub use import::{BuiltImage, ImageProgress, ImportRequest, Imported};
-pub use inputs::{InputProgress, StoredInput, file_address};
+pub use inputs::{InputProgress, ShelvedInput, StoredInput, file_address};
 pub use library::{LIBRARY_FORMAT, Library};
 pub use probe::{DiskProbe, PartitionTable};

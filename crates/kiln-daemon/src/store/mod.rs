@@ -29,6 +29,7 @@ mod error;
 mod open;
 mod read;
 mod records;
+mod reindex;
 mod rows;
 mod schema;
 mod write;
@@ -45,6 +46,7 @@ use tokio::sync::Semaphore;
 pub use error::StoreError;
 pub use read::{Page, Reader, RunFilter, Scope};
 pub use records::*;
+pub use reindex::{ORIGIN_FORMAT, Reindexed, RunOrigin};
 pub use write::Writer;
 
 /// Enough for two cores and a slow disk; each costs up to 2 MiB of cache.
