@@ -1,6 +1,6 @@
 //! A request, taken apart: what every answering function gets.
 
-use axum::body::Body;
+use axum::body::{Body, HttpBody as _};
 use axum::http::{HeaderMap, HeaderValue, Method, StatusCode, header};
 use bytes::Bytes;
 use http_body_util::{BodyExt, LengthLimitError, Limited};
@@ -75,21 +75,33 @@ impl Call {
         super::version::required(&self.query)
     }
 
-    /// The whole body, up to [`MAX_BODY`].
-    pub async fn bytes(self) -> Result<Bytes, ArmError> {
-        read(self.body).await
+    /// The whole body, once.
+    ///
+    /// # Errors
+    /// 413 over [`MAX_BODY`], 400 for one that is cut off.
+    pub async fn bytes(&mut self) -> Result<Bytes, ArmError> {
+        read(std::mem::take(&mut self.body)).await
     }
 }
 
-/// The whole of a body; 413 where it is over the limit.
-pub async fn read(body: Body) -> Result<Bytes, ArmError> {
-    match Limited::new(body, MAX_BODY).collect().await {
-        Ok(body) => Ok(body.to_bytes()),
-        Err(error) if error.is::<LengthLimitError>() => Err(ArmError::new(
+async fn read(mut body: Body) -> Result<Bytes, ArmError> {
+    let too_large = || {
+        ArmError::new(
             StatusCode::PAYLOAD_TOO_LARGE,
             "RequestContentTooLarge",
             format!("The request content size exceeds the maximum size of {} MiB.", MAX_BODY >> 20),
-        )),
+        )
+    };
+    // Known beforehand: a client that waits for "100 Continue" sends none of it.
+    if body.size_hint().lower() > MAX_BODY as u64 {
+        return Err(too_large());
+    }
+    match Limited::new(&mut body, MAX_BODY).collect().await {
+        Ok(body) => Ok(body.to_bytes()),
+        Err(error) if error.is::<LengthLimitError>() => {
+            super::front::discard(body).await;
+            Err(too_large())
+        }
         Err(_) => Err(ArmError::bad_request(
             "InvalidRequestContent",
             "The request's body ended before it was complete.",

@@ -11,7 +11,9 @@
 //! One door: the router has no routes but a fallback, for ARM's paths ignore case and repeated slashes.
 //! Every answer from 400 on is an ARM error with a code, a panic's too.
 
+mod activity;
 mod answer;
+mod body;
 mod call;
 mod environment;
 mod files;
@@ -19,6 +21,7 @@ mod front;
 mod images;
 mod lines;
 mod own;
+mod paging;
 mod path;
 mod ranges;
 mod route;
@@ -29,11 +32,21 @@ use std::sync::Arc;
 
 use axum::Router;
 use axum::body::Body;
-use axum::http::Request;
+use axum::http::{Method, Request};
 
 use crate::daemon::Daemon;
 
 /// All of the server. A request carries its [`Peer`](crate::serve::Peer) as an extension.
 pub fn router(daemon: Arc<Daemon>) -> Router {
-    Router::new().fallback(move |request: Request<Body>| front::answer(Arc::clone(&daemon), request))
+    Router::new().fallback(move |request: Request<Body>| {
+        let changes = !matches!(*request.method(), Method::GET | Method::HEAD);
+        let answer = front::answer(Arc::clone(&daemon), request);
+        async move {
+            if !changes {
+                return answer.await;
+            }
+            // On a task of its own: a client that hangs up leaves no half of a change.
+            tokio::spawn(answer).await.unwrap_or_else(|_| front::unanswered())
+        }
+    })
 }

@@ -246,6 +246,114 @@ impl Route {
     }
 }
 
+impl Route {
+    /// What a method does here, in the words of Azure's permissions.
+    pub fn action(&self, method: &Method) -> String {
+        let verb = match *method {
+            Method::GET | Method::HEAD => "read",
+            Method::DELETE => "delete",
+            Method::POST => "action",
+            _ => "write",
+        };
+        let of = match self {
+            Self::Images(route) => {
+                return match route {
+                    ImagesRoute::Run(_) => format!("{NAMESPACE}/imageTemplates/run/action"),
+                    ImagesRoute::Cancel(_) => format!("{NAMESPACE}/imageTemplates/cancel/action"),
+                    ImagesRoute::Operations => format!("{NAMESPACE}/operations/{verb}"),
+                    ImagesRoute::Operation { .. } | ImagesRoute::OperationResult { .. } => {
+                        format!("{NAMESPACE}/locations/operations/{verb}")
+                    }
+                    ImagesRoute::RunOutputs(_) | ImagesRoute::RunOutput(..) => {
+                        format!("{NAMESPACE}/imageTemplates/runOutputs/{verb}")
+                    }
+                    ImagesRoute::Triggers(_) | ImagesRoute::Trigger(..) => {
+                        format!("{NAMESPACE}/imageTemplates/triggers/{verb}")
+                    }
+                    ImagesRoute::SubscriptionTemplates { .. }
+                    | ImagesRoute::GroupTemplates { .. }
+                    | ImagesRoute::Template(_) => format!("{NAMESPACE}/imageTemplates/{verb}"),
+                };
+            }
+            Self::Environment(EnvironmentRoute::Register { namespace, .. }) => {
+                return format!("{namespace}/register/action");
+            }
+            Self::Environment(EnvironmentRoute::Unregister { namespace, .. }) => {
+                return format!("{namespace}/unregister/action");
+            }
+            Self::Environment(_) => "Microsoft.Resources/subscriptions/resourceGroups",
+            Self::SignIn(_) => "Kiln/tokens",
+            Self::Own(OwnRoute::Artifact { .. }) => "Kiln/artifacts",
+            Self::Own(OwnRoute::Input(_)) => "Kiln/inputs",
+            Self::Own(OwnRoute::Gc) => "Kiln/gc",
+            Self::Own(OwnRoute::Status | OwnRoute::Activity | OwnRoute::OpenApi) => "Kiln/host",
+            Self::Own(_) => "Kiln/runs",
+        };
+        format!("{of}/{verb}")
+    }
+
+    /// What it is about: an ARM id, or a path of Kiln's own.
+    pub fn scope(&self) -> String {
+        let group =
+            |subscription: &str, name: &str| format!("/subscriptions/{subscription}/resourceGroups/{name}");
+        match self {
+            Self::Images(route) => match route {
+                ImagesRoute::Operations => format!("/providers/{NAMESPACE}"),
+                ImagesRoute::SubscriptionTemplates { subscription }
+                | ImagesRoute::Operation { subscription, .. }
+                | ImagesRoute::OperationResult { subscription, .. } => {
+                    format!("/subscriptions/{subscription}")
+                }
+                ImagesRoute::GroupTemplates { subscription, resource_group } => {
+                    group(subscription, resource_group)
+                }
+                ImagesRoute::Template(id)
+                | ImagesRoute::Run(id)
+                | ImagesRoute::Cancel(id)
+                | ImagesRoute::RunOutputs(id)
+                | ImagesRoute::Triggers(id) => id.arm_id(),
+                ImagesRoute::RunOutput(id, name) => format!("{}/runOutputs/{name}", id.arm_id()),
+                ImagesRoute::Trigger(id, name) => format!("{}/triggers/{name}", id.arm_id()),
+            },
+            Self::Environment(route) => match route {
+                EnvironmentRoute::ResourceGroup { subscription, name }
+                | EnvironmentRoute::GroupResources { subscription, resource_group: name } => {
+                    group(subscription, name)
+                }
+                EnvironmentRoute::Subscription { subscription }
+                | EnvironmentRoute::Locations { subscription }
+                | EnvironmentRoute::ResourceGroups { subscription }
+                | EnvironmentRoute::Resources { subscription }
+                | EnvironmentRoute::Providers { subscription }
+                | EnvironmentRoute::Provider { subscription, .. }
+                | EnvironmentRoute::Register { subscription, .. }
+                | EnvironmentRoute::Unregister { subscription, .. } => {
+                    format!("/subscriptions/{subscription}")
+                }
+                EnvironmentRoute::Endpoints
+                | EnvironmentRoute::Aliases
+                | EnvironmentRoute::Tenants
+                | EnvironmentRoute::Subscriptions
+                | EnvironmentRoute::TenantProvider { .. } => "/".to_owned(),
+            },
+            Self::SignIn(_) => "/".to_owned(),
+            Self::Own(route) => match route {
+                OwnRoute::Runs(id)
+                | OwnRoute::Run(id, _)
+                | OwnRoute::Log(id, _)
+                | OwnRoute::Events(id, _)
+                | OwnRoute::CustomizationLog(id, _)
+                | OwnRoute::ValidationLog(id, _) => id.arm_id(),
+                OwnRoute::Artifact { run, file } => format!("/kiln/artifacts/{run}/{file}"),
+                OwnRoute::Input(digest) => format!("/kiln/inputs/{digest}"),
+                OwnRoute::Status | OwnRoute::Gc | OwnRoute::Activity | OwnRoute::OpenApi => {
+                    "/kiln".to_owned()
+                }
+            },
+        }
+    }
+}
+
 fn is_ours(namespace: &str) -> bool {
     namespace.eq_ignore_ascii_case(NAMESPACE)
 }
