@@ -286,7 +286,9 @@ impl Route {
             Self::Own(OwnRoute::Artifact { .. }) => "Kiln/artifacts",
             Self::Own(OwnRoute::Input(_)) => "Kiln/inputs",
             Self::Own(OwnRoute::Gc) => "Kiln/gc",
-            Self::Own(OwnRoute::Status | OwnRoute::Activity | OwnRoute::OpenApi) => "Kiln/host",
+            Self::Own(OwnRoute::Health | OwnRoute::Status | OwnRoute::Activity | OwnRoute::OpenApi) => {
+                "Kiln/host"
+            }
             Self::Own(_) => "Kiln/runs",
         };
         format!("{of}/{verb}")
@@ -346,9 +348,12 @@ impl Route {
                 | OwnRoute::ValidationLog(id, _) => id.arm_id(),
                 OwnRoute::Artifact { run, file } => format!("/kiln/artifacts/{run}/{file}"),
                 OwnRoute::Input(digest) => format!("/kiln/inputs/{digest}"),
-                OwnRoute::Status | OwnRoute::Gc | OwnRoute::Activity | OwnRoute::OpenApi => {
-                    "/kiln".to_owned()
-                }
+                OwnRoute::AllRuns
+                | OwnRoute::Health
+                | OwnRoute::Status
+                | OwnRoute::Gc
+                | OwnRoute::Activity
+                | OwnRoute::OpenApi => "/kiln".to_owned(),
             },
         }
     }
