@@ -24,6 +24,7 @@
 //! | `read`    | every question                                             |
 //! | `write`   | every change, and what no change may do                    |
 //! | `reindex` | rows about runs, made again from run directories           |
+//! | `sweep`   | what retention asks and removes                            |
 
 mod error;
 mod open;
@@ -32,6 +33,7 @@ mod records;
 mod reindex;
 mod rows;
 mod schema;
+mod sweep;
 mod write;
 
 #[cfg(test)]
@@ -47,6 +49,7 @@ pub use error::StoreError;
 pub use read::{Page, Reader, RunFilter, Scope};
 pub use records::*;
 pub use reindex::{ORIGIN_FORMAT, Reindexed, RunOrigin};
+pub(crate) use sweep::{ArtifactAge, Log, RunAge};
 pub use write::Writer;
 
 /// Enough for two cores and a slow disk; each costs up to 2 MiB of cache.

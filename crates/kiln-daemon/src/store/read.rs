@@ -81,6 +81,12 @@ impl<'a> Reader<'a> {
         Ok(page(found, limit, |template| key(&template.id)))
     }
 
+    /// Templates that something is still to be done about, in the order of their ids.
+    pub fn pending_templates(&self) -> Result<Vec<TemplateRecord>, StoreError> {
+        let sql = &format!("SELECT {TEMPLATE} FROM templates WHERE pending IS NOT NULL ORDER BY key");
+        self.rows("template", sql, [], rows::template)
+    }
+
     pub fn run(&self, id: &RunId) -> Result<Option<RunRecord>, StoreError> {
         let sql = &format!("SELECT {RUN} FROM runs WHERE id = ?1");
         self.row("run", sql, [id.as_str()], rows::run)
@@ -173,6 +179,13 @@ impl<'a> Reader<'a> {
     pub fn artifact(&self, run: &RunId, file: &str) -> Result<Option<OutputRecord>, StoreError> {
         let sql = &format!("SELECT {OUTPUT} FROM artifacts a WHERE a.run = ?1 AND a.file = ?2");
         self.row("artifact", sql, [run.as_str(), file], rows::output)
+    }
+
+    /// Every artifact of the template's runs that is still there, current or not.
+    pub fn artifacts(&self, template: &TemplateId) -> Result<Vec<OutputRecord>, StoreError> {
+        let sql =
+            &format!("SELECT {OUTPUT} FROM artifacts a WHERE a.template_key = ?1 ORDER BY a.run, a.file");
+        self.rows("artifact", sql, [key(template)], rows::output)
     }
 
     /// The template's triggers, by name.

@@ -211,7 +211,7 @@ pub(super) fn run_id(row: &Row<'_>, column: &'static str) -> Read<RunId> {
         .map_err(|_| RowError::Content { column, detail: "it is not a run id".to_owned() })
 }
 
-fn json<T: DeserializeOwned>(row: &Row<'_>, column: &'static str) -> Read<T> {
+pub(super) fn json<T: DeserializeOwned>(row: &Row<'_>, column: &'static str) -> Read<T> {
     parse(column, &plain::<String>(row, column)?)
 }
 

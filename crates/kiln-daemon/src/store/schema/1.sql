@@ -21,6 +21,7 @@ CREATE TABLE templates (
     modified_by TEXT NOT NULL,
     generation INTEGER NOT NULL
 ) STRICT;
+CREATE INDEX templates_pending ON templates (key) WHERE pending IS NOT NULL;
 
 CREATE TABLE triggers (
     template_key TEXT NOT NULL REFERENCES templates (key) ON DELETE CASCADE,
@@ -78,6 +79,7 @@ CREATE TABLE artifacts (
     created_us INTEGER NOT NULL,
     PRIMARY KEY (run, file)
 ) STRICT, WITHOUT ROWID;
+CREATE INDEX artifacts_by_template ON artifacts (template_key, run, file);
 
 -- The newest artifact of each runOutputName.
 -- INVARIANT: it has its artifact; who removes that one removes this first.

@@ -1,1 +1,0 @@
-//! What goes when: retention and its dry run.
