@@ -16,7 +16,7 @@ use tracing::Instrument;
 use super::answer::{Answer, ArmError, Shape, empty};
 use super::call::{Call, Ids, bad_uri};
 use super::path::Query;
-use super::route::{Route, RouteError, SignInRoute};
+use super::route::{NAMESPACE, Route, RouteError, SignInRoute};
 use super::{activity, environment, images, own, signin, version};
 use crate::access::{AuthError, Principal, Role};
 use crate::daemon::Daemon;
@@ -252,15 +252,16 @@ fn no_route(error: RouteError) -> ArmError {
             "InvalidResourceNamespace",
             format!("The resource namespace '{}' is invalid.", version::shown(&namespace)),
         ),
-        RouteError::Type(name) => ArmError::not_found(
-            "InvalidResourceType",
-            format!(
-                "The resource type '{}' could not be found in the namespace '{}'. The supported api-versions are '{}'.",
-                version::shown(&name),
-                super::route::NAMESPACE,
-                version::supported()
-            ),
-        ),
+        RouteError::Type { namespace, name } => {
+            let mut text = format!(
+                "The resource type '{}' could not be found in the namespace '{namespace}'.",
+                version::shown(&name)
+            );
+            if namespace == NAMESPACE {
+                text.push_str(&format!(" The supported api-versions are '{}'.", version::supported()));
+            }
+            ArmError::not_found("InvalidResourceType", text)
+        }
         RouteError::Own => ArmError::not_found("NotFound", "There is nothing at this path."),
     }
 }

@@ -50,3 +50,6 @@ pub fn router(daemon: Arc<Daemon>) -> Router {
         }
     })
 }
+
+#[cfg(test)]
+mod tests;

@@ -171,8 +171,8 @@ pub enum RouteError {
     Nowhere,
     #[error("there is no resource provider {0} here")]
     Namespace(String),
-    #[error("there is no resource type {0} here")]
-    Type(String),
+    #[error("there is no resource type {name} in {namespace}")]
+    Type { namespace: &'static str, name: String },
     /// Below `/kiln`, or a malformed id in a path of Kiln's own.
     #[error("there is nothing at this path")]
     Own,
@@ -471,7 +471,10 @@ fn below_tenant(tenant: String, rest: &[&str]) -> Result<SignInRoute, RouteError
 /// ARM's name of a type: the segments after the namespace, without the names between them.
 fn unknown_type(names: &[String]) -> RouteError {
     let provider = names.iter().position(|name| name.eq_ignore_ascii_case("providers"));
-    let start = provider.map_or(2, |index| index + 2);
+    let (namespace, start) = match provider {
+        Some(index) => (NAMESPACE, index + 2),
+        None => ("Microsoft.Resources", 2),
+    };
     let segments: Vec<&str> = names.iter().skip(start).step_by(2).map(String::as_str).collect();
-    RouteError::Type(segments.join("/"))
+    RouteError::Type { namespace, name: segments.join("/") }
 }

@@ -1,0 +1,3 @@
+//! The API through its router: real rooms in a temporary folder, no network.
+
+mod routes;
