@@ -2,6 +2,7 @@
 //!
 //! What the configuration does not say is made at first start and kept in `server/environment.json`.
 
+use std::io;
 use std::path::{Path, PathBuf};
 
 use kiln_host::publish;
@@ -9,7 +10,8 @@ use serde::{Deserialize, Serialize};
 
 use super::{Config, Guid, Names};
 
-/// Of `environment.json`.
+const FILE: &str = "environment.json";
+/// Of that file.
 const FORMAT: u32 = 1;
 const LOCATION: &str = "local";
 const RESOURCE_GROUP: &str = "kiln";
@@ -48,7 +50,7 @@ pub enum EnvironmentError {
         act: &'static str,
         path: PathBuf,
         #[source]
-        source: std::io::Error,
+        source: io::Error,
     },
     #[error("{} is damaged: put it back from a backup, or remove it and a new tenant and subscription are made", .path.display())]
     Damaged {
@@ -63,8 +65,26 @@ pub enum EnvironmentError {
 impl Environment {
     /// Reads or makes `environment.json` in `server_dir`, which must exist. Blocking.
     pub fn open(server_dir: &Path, config: &Config) -> Result<Self, EnvironmentError> {
-        let path = server_dir.join("environment.json");
-        let generated = read_or_make(&path)?;
+        let path = server_dir.join(FILE);
+        let generated = match read(&path)? {
+            Some(generated) => generated,
+            None => make(&path)?,
+        };
+        Ok(Self::of(generated, config))
+    }
+
+    /// As [`Self::open`], of a folder where a server has started already: makes nothing.
+    pub(crate) fn read(server_dir: &Path, config: &Config) -> Result<Self, EnvironmentError> {
+        let path = server_dir.join(FILE);
+        let missing = || EnvironmentError::File {
+            act: "read",
+            path: path.clone(),
+            source: io::ErrorKind::NotFound.into(),
+        };
+        Ok(Self::of(read(&path)?.ok_or_else(missing)?, config))
+    }
+
+    fn of(generated: Generated, config: &Config) -> Self {
         let asked = &config.environment;
         let mut subscriptions: Vec<Subscription> = asked
             .subscriptions
@@ -79,13 +99,13 @@ impl Environment {
         if resource_groups.is_empty() {
             resource_groups.push(RESOURCE_GROUP.to_owned());
         }
-        Ok(Self {
+        Self {
             tenant: asked.tenant.as_ref().map_or(generated.tenant, ToString::to_string),
             subscriptions,
             resource_groups,
             location: asked.location.clone().unwrap_or_else(|| LOCATION.to_owned()),
             names: Names::new(config, &Names::host_name()),
-        })
+        }
     }
 
     pub fn subscription(&self, id: &str) -> Option<&Subscription> {
@@ -93,32 +113,37 @@ impl Environment {
     }
 }
 
-fn read_or_make(path: &Path) -> Result<Generated, EnvironmentError> {
-    let failed = |act| move |source| EnvironmentError::File { act, path: path.to_owned(), source };
-    let damaged = |source| EnvironmentError::Damaged { path: path.to_owned(), source };
-    match std::fs::read(path) {
-        Ok(bytes) => {
-            #[derive(Deserialize)]
-            struct Head {
-                format: u32,
-            }
-            let head: Head = serde_json::from_slice(&bytes).map_err(damaged)?;
-            if head.format > FORMAT {
-                return Err(EnvironmentError::Newer { path: path.to_owned(), found: head.format });
-            }
-            serde_json::from_slice(&bytes).map_err(damaged)
-        }
-        Err(error) if error.kind() == std::io::ErrorKind::NotFound => {
-            let made = Generated {
-                format: FORMAT,
-                tenant: Guid::random().to_string(),
-                subscription: Guid::random().to_string(),
-            };
-            let mut bytes = serde_json::to_vec_pretty(&made).map_err(damaged)?;
-            bytes.push(b'\n');
-            publish::write_file(path, &bytes, 0o600).map_err(failed("write"))?;
-            Ok(made)
-        }
-        Err(error) => Err(failed("read")(error)),
+fn failed(act: &'static str, path: &Path) -> impl FnOnce(io::Error) -> EnvironmentError {
+    let path = path.to_owned();
+    move |source| EnvironmentError::File { act, path, source }
+}
+
+fn read(path: &Path) -> Result<Option<Generated>, EnvironmentError> {
+    #[derive(Deserialize)]
+    struct Head {
+        format: u32,
     }
+    let damaged = |source| EnvironmentError::Damaged { path: path.to_owned(), source };
+    let bytes = match std::fs::read(path) {
+        Ok(bytes) => bytes,
+        Err(error) if error.kind() == io::ErrorKind::NotFound => return Ok(None),
+        Err(error) => return Err(failed("read", path)(error)),
+    };
+    let head: Head = serde_json::from_slice(&bytes).map_err(damaged)?;
+    if head.format > FORMAT {
+        return Err(EnvironmentError::Newer { path: path.to_owned(), found: head.format });
+    }
+    serde_json::from_slice(&bytes).map(Some).map_err(damaged)
+}
+
+fn make(path: &Path) -> Result<Generated, EnvironmentError> {
+    let made = Generated {
+        format: FORMAT,
+        tenant: Guid::random().to_string(),
+        subscription: Guid::random().to_string(),
+    };
+    let text = serde_json::to_string_pretty(&made)
+        .map_err(|source| EnvironmentError::Damaged { path: path.to_owned(), source })?;
+    publish::write_file(path, format!("{text}\n").as_bytes(), 0o600).map_err(failed("write", path))?;
+    Ok(made)
 }

@@ -18,8 +18,9 @@ use std::path::{Path, PathBuf};
 pub use environment::{Environment, EnvironmentError, Subscription};
 pub use names::Names;
 use serde::Deserialize;
+pub(crate) use values::split_authority;
+use values::write_authority;
 pub use values::{Guid, HostName, Listen, PublicUrl, SecretHash, SocketMode};
-use values::{split_authority, write_authority};
 
 use crate::access::Role;
 
@@ -328,6 +329,9 @@ impl Config {
             let proper = |byte: u8| byte.is_ascii_alphanumeric() || b"-._".contains(&byte);
             if id.is_empty() || id.len() > 128 || !id.bytes().all(proper) {
                 say(&key, "must be 1 to 128 letters, digits, '-', '.' or '_'");
+            }
+            if id.eq_ignore_ascii_case(crate::access::IDENTITY) {
+                say(&key, &format!("{id:?} is the managed identity's: choose another"));
             }
             if self.access.principals[..at].iter().any(|other| other.id.eq_ignore_ascii_case(id)) {
                 say(&key, &format!("{id:?} is there twice: give each principal an id of its own"));

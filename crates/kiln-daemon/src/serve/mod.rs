@@ -1,12 +1,34 @@
 //! Listeners, limits, connections.
+//!
+//! ```text
+//!  TCP ─► a place (240 of 256) ─► TLS handshake, 10 s ─┐
+//!  Unix socket ─► a place (of 256) ────────────────────┼─► HTTP/1.1 or 2 ─► router, with who is there as an extension
+//!  127.0.0.1, plain http (a setting) ─► a place ───────┘        │
+//!                                                               └─ a watch over it: headers within 10 s, 90 s idle,
+//!                                                                  30 s without a byte of a body, 60 s of not reading
+//! ```
+//! TCP is always TLS, but for the one port that gives tokens to this host's own clients ([`IdentityOnly`]). Some places
+//! are kept for the Unix socket, so that the local command gets in whatever the network does. When there is none left,
+//! idle connections are closed, and new ones wait in the kernel's queue.
+//!
+//! Shutting down: no new connections, requests in flight get ten seconds, endless answers are told by [`Closing`].
+//! What then still runs is cut off.
 
+mod accept;
+mod bind;
+mod body;
+mod connection;
+mod socket;
+mod stream;
+
+use std::io;
 use std::net::{IpAddr, SocketAddr};
-use std::path::{Path, PathBuf};
+use std::path::PathBuf;
 
 use tokio_util::sync::CancellationToken;
 
-use crate::config::{Config, Environment};
-use crate::daemon::Paths;
+pub use self::accept::run;
+pub use self::bind::{Endpoint, ListenSettings, Listeners, read_endpoint};
 use crate::tls::TlsError;
 
 /// Who is at the other end; an extension of every request.
@@ -30,64 +52,55 @@ impl Peer {
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub struct IdentityOnly;
 
-/// Sockets that are bound and not served yet.
-pub struct Listeners {}
+/// An extension of every request: cancelled when the server shuts down. An answer without an end ends itself then, in
+/// its own way, before it is cut off.
+#[derive(Debug, Clone)]
+pub struct Closing(pub CancellationToken);
 
 #[derive(Debug, thiserror::Error)]
 pub enum ServeError {
-    #[error("cannot listen on {address}: {advice}")]
+    #[error("cannot listen on {address}: {}", advice(.source))]
     Bind {
         address: String,
-        advice: &'static str,
         #[source]
-        source: std::io::Error,
+        source: io::Error,
+    },
+    #[error(
+        "cannot make the socket {}: another server answers on it. Stop that one, or choose another path with --socket",
+        .path.display()
+    )]
+    SocketInUse { path: PathBuf },
+    #[error("cannot make the socket {}: something else is there. Remove it, or choose another path with --socket", .path.display())]
+    NotASocket { path: PathBuf },
+    #[error("cannot {act} the socket {}", .path.display())]
+    Socket {
+        act: &'static str,
+        path: PathBuf,
+        #[source]
+        source: io::Error,
+    },
+    #[error("there is no group {group:?} on this host (socket.group): create it, or write its number")]
+    NoGroup { group: String },
+    #[error("cannot write {}", .path.display())]
+    Endpoint {
+        path: PathBuf,
+        #[source]
+        source: io::Error,
     },
     #[error(transparent)]
     Tls(#[from] TlsError),
 }
 
-/// What to listen on, beside the configuration.
-#[derive(Debug, Clone)]
-pub struct ListenSettings {
-    /// Where the Unix socket goes when `socket.path` does not say; none for no Unix socket then.
-    pub default_socket: Option<PathBuf>,
-    /// false: the Unix socket alone (a command that embeds the daemon).
-    pub tcp: bool,
-}
-
-impl Listeners {
-    /// Binds all; what cannot be bound ends it.
-    pub async fn bind(
-        config: &Config,
-        paths: &Paths,
-        environment: &Environment,
-        settings: ListenSettings,
-    ) -> Result<Self, ServeError> {
-        let _ = (config, paths, environment, settings);
-        todo!()
-    }
-
-    /// Addresses of the TCP listeners, as bound.
-    pub fn addresses(&self) -> Vec<SocketAddr> {
-        todo!()
-    }
-
-    pub fn socket(&self) -> Option<&Path> {
-        todo!()
-    }
-
-    /// Our own authority's certificate, where TCP uses it.
-    pub fn ca_file(&self) -> Option<&Path> {
-        todo!()
+fn advice(error: &io::Error) -> &'static str {
+    match error.kind() {
+        io::ErrorKind::AddrInUse => {
+            "another program has this port. Stop it, or choose another with --listen HOST:PORT"
+        }
+        io::ErrorKind::AddrNotAvailable => "this host has no such address. Name one that it has",
+        io::ErrorKind::PermissionDenied => "ports below 1024 are for root. Choose a higher one",
+        _ => "see below; --listen HOST:PORT chooses another address",
     }
 }
 
-/// Serves until `shutdown`; then requests in flight get ten seconds. Writes `server/endpoint.json` for as long.
-pub async fn run(
-    listeners: Listeners,
-    router: axum::Router,
-    shutdown: CancellationToken,
-) -> Result<(), ServeError> {
-    let _ = (listeners, router, shutdown);
-    todo!()
-}
+#[cfg(test)]
+mod tests;
