@@ -79,8 +79,7 @@ pub fn claim(
     })?;
 
     // A server's operation, so that its id finds these lines; a run of the command line has one of its own.
-    let operation_id =
-        request.origin.as_ref().map_or_else(|| uuid::Uuid::new_v4().to_string(), |o| o.operation.clone());
+    let operation_id = request.operation.clone().unwrap_or_else(|| uuid::Uuid::new_v4().to_string());
     let log = CustomizationLog::open(&dir.customization_log(), &operation_id)
         .map_err(io("create", dir.customization_log()))?;
     let journal =

@@ -139,6 +139,11 @@ impl Journal {
         }
     }
 
+    /// Whether nothing was ever written.
+    pub fn is_empty(&self) -> bool {
+        self.inner.lock().unwrap_or_else(PoisonError::into_inner).next_seq == 0
+    }
+
     /// How the run ended, if it has.
     pub fn ended(&self) -> Option<RunState> {
         self.inner.lock().unwrap_or_else(PoisonError::into_inner).ended

@@ -108,23 +108,10 @@ pub struct RunRequest {
     pub keep_on_error: bool,
     /// The library with base images and inputs; absolute.
     pub library: PathBuf,
-    /// Who asked for it, where a server did.
+    /// The operation of a server whose end is this run's end: every line of `customization.log` begins with its id, and
+    /// the output folder is this run's alone. A run of the command line has none.
     #[serde(default, skip_serializing_if = "Option::is_none")]
-    pub origin: Option<Origin>,
-}
-
-/// Where a server's run comes from: enough to find its way back into the server's records.
-#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
-#[serde(rename_all = "camelCase", deny_unknown_fields)]
-pub struct Origin {
-    /// ARM id of the template.
-    pub template: String,
-    /// The operation whose end is the run's end; every line of `customization.log` begins with it.
-    pub operation: String,
-    /// RFC 3339, UTC.
-    pub queued_at: String,
-    /// Id of the principal.
-    pub started_by: String,
+    pub operation: Option<String>,
 }
 
 /// `claim.json`: the worker that runs, or ran last.
@@ -323,19 +310,14 @@ mod tests {
             output_dir: "/srv/images".into(),
             keep_on_error: false,
             library: "/srv/kiln/library".into(),
-            origin: None,
+            operation: None,
         }
     }
 
     #[test]
     fn a_servers_request_is_golden() {
-        let origin = Origin {
-            template: "/subscriptions/s/resourceGroups/rg/providers/Microsoft.VirtualMachineImages/imageTemplates/hello".into(),
-            operation: "0a1b2c3d-0000-4000-8000-000000000000".into(),
-            queued_at: "2026-01-02T03:04:05.678Z".into(),
-            started_by: "uid:0".into(),
-        };
-        let request = RunRequest { origin: Some(origin), ..request() };
+        let operation = Some("0a1b2c3d-0000-4000-8000-000000000000".into());
+        let request = RunRequest { operation, ..request() };
         let root = tempfile::tempdir().unwrap();
         let dir = RunDir::create(root.path(), &request.run_id).unwrap();
         dir.write_request(&request).unwrap();
@@ -346,12 +328,7 @@ mod tests {
               "outputDir": "/srv/images",
               "keepOnError": false,
               "library": "/srv/kiln/library",
-              "origin": {
-                "template": "/subscriptions/s/resourceGroups/rg/providers/Microsoft.VirtualMachineImages/imageTemplates/hello",
-                "operation": "0a1b2c3d-0000-4000-8000-000000000000",
-                "queuedAt": "2026-01-02T03:04:05.678Z",
-                "startedBy": "uid:0"
-              }
+              "operation": "0a1b2c3d-0000-4000-8000-000000000000"
             }
         "#]]
         .assert_eq(&std::fs::read_to_string(dir.request()).unwrap());

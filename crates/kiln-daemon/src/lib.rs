@@ -30,4 +30,4 @@ pub mod templates;
 pub mod tls;
 
 pub use follow::{FollowError, Followed, News, follow, follow_events};
-pub use settle::{SettleError, settle};
+pub use settle::{SettleError, end_unstarted, settle};

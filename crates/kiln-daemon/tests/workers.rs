@@ -32,7 +32,7 @@ fn place(keep_on_error: bool) -> Place {
         output_dir: output.clone(),
         keep_on_error,
         library,
-        origin: None,
+        operation: None,
     };
     dir.write_request(&request).unwrap();
     Place { _root: root, dir, output }

@@ -75,6 +75,16 @@ pub fn memory_available_mib() -> io::Result<u64> {
     Ok(bytes >> 20)
 }
 
+/// MiB of memory there are at all, or the least limit of a control group this process is in.
+pub fn memory_total_mib() -> io::Result<u64> {
+    let meminfo = std::fs::read_to_string("/proc/meminfo")?;
+    let total = meminfo_kib(&meminfo, "MemTotal")
+        .ok_or_else(|| io::Error::new(io::ErrorKind::InvalidData, "no MemTotal in /proc/meminfo"))?;
+    let limits = cgroup_folders(Path::new("/sys/fs/cgroup")).into_iter();
+    let limit = limits.filter_map(|dir| cgroup_number(&dir, "memory.max")).min();
+    Ok(limit.map_or(total << 10, |limit| limit.min(total << 10)) >> 20)
+}
+
 fn meminfo_kib(meminfo: &str, name: &str) -> Option<u64> {
     let line = meminfo.lines().find_map(|line| line.strip_prefix(name)?.strip_prefix(':'))?;
     line.split_whitespace().next()?.parse().ok()
@@ -82,27 +92,33 @@ fn meminfo_kib(meminfo: &str, name: &str) -> Option<u64> {
 
 /// Room under the nearest memory limit of our control group and those above it (cgroup v2); `None` without one.
 fn cgroup_room(root: &Path) -> Option<u64> {
-    let membership = std::fs::read_to_string("/proc/self/cgroup").ok()?;
-    let own = membership.lines().find_map(|line| line.strip_prefix("0::"))?;
-    let leaf = root.join(own.trim_start_matches('/'));
-    let number = |dir: &Path, file: &str| -> Option<u64> {
-        std::fs::read_to_string(dir.join(file)).ok()?.trim().parse().ok()
-    };
-    leaf.ancestors()
-        .take_while(|dir| dir.starts_with(root))
+    cgroup_folders(root)
+        .iter()
         .filter_map(|dir| {
-            // "max" is no number and so no limit.
-            let limit = number(dir, "memory.max")?;
+            let limit = cgroup_number(dir, "memory.max")?;
             // Cached file pages count as used but are given back under pressure.
             let stat = std::fs::read_to_string(dir.join("memory.stat")).unwrap_or_default();
             let cached = stat
                 .lines()
                 .find_map(|line| line.strip_prefix("inactive_file ")?.trim().parse::<u64>().ok())
                 .unwrap_or(0);
-            let used = number(dir, "memory.current")?.saturating_sub(cached);
+            let used = cgroup_number(dir, "memory.current")?.saturating_sub(cached);
             Some(limit.saturating_sub(used))
         })
         .min()
+}
+
+/// The folders of our control group and those above it; none without cgroup v2.
+fn cgroup_folders(root: &Path) -> Vec<PathBuf> {
+    let membership = std::fs::read_to_string("/proc/self/cgroup").unwrap_or_default();
+    let Some(own) = membership.lines().find_map(|line| line.strip_prefix("0::")) else { return Vec::new() };
+    let leaf = root.join(own.trim_start_matches('/'));
+    leaf.ancestors().take_while(|dir| dir.starts_with(root)).map(Path::to_owned).collect()
+}
+
+/// "max" is no number and so no limit.
+fn cgroup_number(dir: &Path, file: &str) -> Option<u64> {
+    std::fs::read_to_string(dir.join(file)).ok()?.trim().parse().ok()
 }
 
 /// Processors this process may use, after affinity and control-group quotas.
@@ -145,5 +161,7 @@ mod tests {
         let total =
             meminfo_kib(&std::fs::read_to_string("/proc/meminfo").unwrap(), "MemTotal").unwrap() >> 10;
         assert!(available > 0 && available <= total);
+        let given = memory_total_mib().unwrap();
+        assert!(given >= available && given <= total);
     }
 }

@@ -103,7 +103,7 @@ fn make_run(settings: &BuildSettings, folders: &Folders, plan: &BuildPlan) -> Re
         output_dir: settings.output.clone(),
         keep_on_error: settings.keep_on_error,
         library: folders.library.clone(),
-        origin: None,
+        operation: None,
     };
     executor::prepare(&folders.runs, plan, &request).map_err(Failure::host)
 }
