@@ -13,6 +13,7 @@ use sha2::Digest;
 
 use crate::Sha256;
 use crate::api::ApiVersion;
+use crate::check::{DEPLOYMENT_ENVELOPE, ENVELOPE};
 use crate::plan::{REDACTED_QUERY, redact_url};
 use crate::problem::{Code, Place, Problem, Problems};
 use crate::tree::{self, Cursor, Node, Text, Value};
@@ -107,6 +108,18 @@ impl Document {
         })
     }
 
+    /// The resource as the body of a PUT: what only a file has around it is left out. Its addresses are whole.
+    pub fn body(&self) -> serde_json::Value {
+        let serde_json::Value::Object(mut fields) = plain(&self.resource) else {
+            return serde_json::Value::Null;
+        };
+        let deployment = if self.in_deployment { DEPLOYMENT_ENVELOPE } else { &[] };
+        fields.retain(|key, _| {
+            !ENVELOPE.iter().chain(deployment).any(|envelope| envelope.eq_ignore_ascii_case(key))
+        });
+        serde_json::Value::Object(fields)
+    }
+
     /// Puts whole addresses where a reader of the resource got redacted ones and sends them back.
     /// `whole` is asked for each redacted address.
     pub fn restore_addresses(&mut self, whole: &dyn Fn(&str) -> Option<String>) {
@@ -129,6 +142,21 @@ impl Document {
 
     pub(crate) fn cursor(&self) -> Cursor<'_> {
         Cursor { node: &self.resource, pointer: self.pointer.clone() }
+    }
+}
+
+/// A node as JSON, numbers as they were written.
+fn plain(node: &Node) -> serde_json::Value {
+    match &node.value {
+        Value::Null => serde_json::Value::Null,
+        Value::Bool(value) => (*value).into(),
+        // What is no JSON number is reported by the check.
+        Value::Number(text) => text.parse().map_or(serde_json::Value::Null, serde_json::Value::Number),
+        Value::String(text) => text.as_str().into(),
+        Value::List(items) => items.iter().map(plain).collect(),
+        Value::Object(members) => {
+            members.iter().map(|member| (member.key.clone(), plain(&member.value))).collect()
+        }
     }
 }
 
@@ -336,6 +364,21 @@ mod tests {
         ] {
             assert_eq!(placeholders_in(text), found, "{text}");
         }
+    }
+
+    #[test]
+    fn a_file_becomes_a_body() {
+        let yaml = "name: x\ntype: t\nAPIVERSION: '2020-02-14'\nlocation: here\nproperties:\n  a: [1, 2.50, true, null]\n  name: kept\n";
+        let body = Document::parse(yaml.as_bytes(), "t.yaml").unwrap().body();
+        assert_eq!(
+            body.to_string(),
+            r#"{"location":"here","properties":{"a":[1,2.5,true,null],"name":"kept"}}"#
+        );
+        let deployment = format!(
+            r#"{{ "resources": [ {{ "type": "{RESOURCE_TYPE}", "scope": "s", "tags": {{ "a": "[[b]" }} }} ] }}"#
+        );
+        let body = Document::parse(deployment.as_bytes(), "t.json").unwrap().body();
+        assert_eq!(body.to_string(), r#"{"tags":{"a":"[b]"}}"#);
     }
 
     #[test]

@@ -132,6 +132,14 @@ pub enum InputLocation {
 }
 
 impl InputLocation {
+    /// An address as a template writes it: http, https, or `file:` with an absolute path.
+    ///
+    /// # Errors
+    /// What is wrong with it, in words for its author.
+    pub fn parse(text: &str) -> Result<Self, String> {
+        crate::check::input_location(text)
+    }
+
     /// For people and logs: no query string, no user name, no password.
     pub fn redacted(&self) -> String {
         match self {

@@ -13,9 +13,12 @@
 //! in a session of its own and follows what it writes. The libraries never print.
 
 mod args;
+mod client;
 mod commands;
 mod exit;
+mod notify;
 mod progress;
+mod server;
 mod settings;
 mod ui;
 
@@ -69,6 +72,7 @@ fn start_log(environment: &Environment, printer: &Printer, cli: &args::Cli) {
     let default = match cli.command {
         // Its stderr is the run's worker.log.
         args::Command::Worker(_) => "warn",
+        args::Command::Serve(_) => "info",
         _ => "off",
     };
     let filter = environment.log_filter(cli.verbose, default);

@@ -26,6 +26,8 @@ mod source;
 mod values;
 
 pub use echo::resource_for;
+pub(crate) use schema::{DEPLOYMENT_ENVELOPE, ENVELOPE};
+pub(crate) use values::input_location;
 
 use crate::api::ApiVersion;
 use crate::catalog::Catalog;

@@ -55,13 +55,13 @@ pub(super) const RESOURCE: &[Field] = &[
 ];
 
 /// What a file has around the resource; stripped, never an unknown field.
-pub(super) const ENVELOPE: &[&str] = &["type", "apiVersion", "name", "dependsOn", "comments"];
+pub(crate) const ENVELOPE: &[&str] = &["type", "apiVersion", "name", "dependsOn", "comments"];
 
 /// What the body of a request may have besides, from 2024-02-01 on: `apiVersion` is unknown there.
 pub(super) const REQUEST_ENVELOPE: &[&str] = &["type", "name"];
 
 /// What deployment templates allow besides, for each of their resources.
-pub(super) const DEPLOYMENT_ENVELOPE: &[&str] = &["condition", "metadata", "scope"];
+pub(crate) const DEPLOYMENT_ENVELOPE: &[&str] = &["condition", "metadata", "scope"];
 
 pub(super) const IDENTITY: &[Field] = &[
     field("type", V2019_05_01Preview),

@@ -110,10 +110,10 @@ pub(super) fn go_duration(text: &str) -> Option<Duration> {
 }
 
 /// Why an address cannot be used.
-pub(super) type BadAddress = String;
+pub(crate) type BadAddress = String;
 
 /// An address of a script or file: http, https, or `file:` with an absolute path.
-pub(super) fn input_location(text: &str) -> Result<InputLocation, BadAddress> {
+pub(crate) fn input_location(text: &str) -> Result<InputLocation, BadAddress> {
     let odd = |c: char| c.is_control() || c.is_whitespace() || "<>\"{}|\\^`".contains(c);
     let Some((scheme, rest)) = text.split_once(':') else {
         return Err(advice(text));

@@ -8,6 +8,8 @@
 //!                                      ▼
 //!                            report on stderr; artifacts' paths on stdout
 //! ```
+//! Where a server runs, all of it happens there: see [`build_there`](super::build_there).
+//!
 //! The worker does not notice Ctrl-C: the first one leaves a request that it answers
 //! by ending and cleaning up, the second kills it and cleans up here.
 
@@ -24,18 +26,34 @@ use super::prepare::{NoPlan, Prepared, prepare};
 use super::shelves::Shelves;
 use super::signals::{Signals, Stop};
 use super::{End, Surroundings};
+use crate::client::{Embed, find};
 use crate::exit::{ExitStatus, Failure};
-use crate::progress::report::Report;
+use crate::progress::report::{Place, Report};
 use crate::progress::{Outcome, Show, final_object, refusal};
 use crate::settings::{self, BuildSettings, Folders};
 
 pub async fn run(around: &Surroundings<'_>, settings: BuildSettings) -> End {
-    let ended = build(around, &settings).await;
+    let ended = build_somewhere(around, &settings).await;
     if let (true, Err(failure)) = (settings.json, &ended) {
         // Whoever reads stdout learns it there, too.
         around.printer.data(&refusal(&format!("{:#}", failure.error), &[], failure.status()));
     }
     ended
+}
+
+async fn build_somewhere(around: &Surroundings<'_>, settings: &BuildSettings) -> End {
+    let found = match &settings.server {
+        Some(server) => find(around, server, Embed::No).await?,
+        None => None,
+    };
+    match found {
+        None => build(around, settings).await,
+        Some((client, local)) => {
+            let end = super::build_there::build(around, settings, &client).await;
+            super::session::leave(client, local).await;
+            end
+        }
+    }
 }
 
 async fn build(around: &Surroundings<'_>, settings: &BuildSettings) -> End {
@@ -76,14 +94,14 @@ async fn build(around: &Surroundings<'_>, settings: &BuildSettings) -> End {
     });
     let report = Report {
         outcome: &outcome,
-        run_dir: &run_dir,
-        output_dir: &settings.output,
+        place: Place::Here(&run_dir),
+        output_dir: Some(&settings.output),
         kept_on_error: settings.keep_on_error,
         paint: printer.err,
     };
     report.lines().iter().for_each(|line| printer.talk(line));
     if settings.json {
-        printer.data(&final_object(&outcome, run_dir.path(), &settings.output, status));
+        printer.data(&final_object(&outcome, Place::Here(&run_dir), Some(&settings.output), status));
     } else {
         for output in &outcome.run.outputs {
             printer.data(&settings.output.join(&output.file).display().to_string());

@@ -1,13 +1,21 @@
 //! The commands. Each takes plain settings, calls the libraries and says what came out.
 
+mod az_setup;
 mod build;
+mod build_there;
 mod completions;
 mod doctor;
+mod gc;
 mod images;
+mod output;
 mod plan;
 mod prepare;
+mod run;
+mod serve;
+mod session;
 mod shelves;
 mod signals;
+mod template;
 mod validate;
 mod version;
 mod worker;
@@ -37,12 +45,18 @@ pub fn run(cli: Cli, environment: &Environment, printer: &Printer) -> End {
     let around = &Surroundings { environment, printer, verbose };
     match command {
         Command::Build(args) => {
-            let settings = BuildSettings::resolve(args).map_err(Failure::input)?;
+            let settings = BuildSettings::resolve(args, environment).map_err(Failure::input)?;
             wait_for(build::run(around, settings))
         }
         Command::Validate(args) => validate::run(around, &ValidateSettings::resolve(args)),
         Command::Plan(args) => wait_for(plan::run(around, PlanSettings::resolve(args))),
         Command::Images(args) => wait_for(images::run(around, args)),
+        Command::Serve(args) => wait_for(serve::run(around, args)),
+        Command::Template(args) => wait_for(template::run(around, args)),
+        Command::Run(args) => wait_for(run::run(around, args)),
+        Command::Output(args) => wait_for(output::run(around, args)),
+        Command::Gc(args) => wait_for(gc::run(around, args)),
+        Command::AzSetup(args) => az_setup::run(around, &args),
         Command::Doctor(args) => wait_for(doctor::run(around, args.json)),
         Command::Version(args) => version::run(printer, args.json),
         Command::Completions(args) => completions::run(printer, args.shell),

@@ -62,6 +62,17 @@ pub fn check_template(
     shelves: &Shelves,
     azure: bool,
 ) -> (Problems, Option<CheckedTemplate>) {
+    let (problems, checked) = check_document(input, bytes, shelves, azure);
+    (problems, checked.map(|(_, template)| template))
+}
+
+/// The same, with the text it was read from.
+pub fn check_document(
+    input: &TemplateInput,
+    bytes: &[u8],
+    shelves: &Shelves,
+    azure: bool,
+) -> (Problems, Option<(Document, CheckedTemplate)>) {
     let hint = match input {
         // What a run is called when the template does not say it.
         TemplateInput::StandardInput => "template".to_owned(),
@@ -74,7 +85,7 @@ pub fn check_template(
         Ok(document) => {
             let Checked { problems, template } =
                 check(&document, &CheckContext { catalog: &shelves.catalog, azure });
-            (problems, template)
+            (problems, template.map(|template| (document, template)))
         }
     }
 }

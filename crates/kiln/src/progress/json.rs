@@ -8,7 +8,7 @@ use kiln_model::run::{Phase, RunState};
 use serde::Serialize;
 
 use super::Outcome;
-use super::report::lasted;
+use super::report::{Place, lasted};
 use crate::exit::ExitStatus;
 
 /// The newest format of the result object. The lines before it are the run's events,
@@ -28,7 +28,14 @@ struct Result<'a> {
     format: u32,
     kind: &'static str,
     run_id: &'a str,
-    run_dir: &'a Path,
+    /// Of a run on this host.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    run_dir: Option<&'a Path>,
+    /// Of a run on a server: its address, and the template's name there.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    server: Option<&'a str>,
+    #[serde(skip_serializing_if = "Option::is_none")]
+    template: Option<&'a str>,
     state: RunState,
     message: &'a str,
     exit_status: u8,
@@ -48,13 +55,23 @@ struct PhaseTime {
 #[derive(Debug, Serialize)]
 #[serde(rename_all = "camelCase")]
 struct OutputFile<'a> {
-    /// Where the artifact lies, absolute.
-    path: std::path::PathBuf,
+    /// Where the artifact lies, absolute; none where it is still on the server.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    path: Option<std::path::PathBuf>,
     output: &'a RunOutput,
 }
 
 /// The result of a run that ended, as one line.
-pub fn final_object(outcome: &Outcome, run_dir: &Path, output_dir: &Path, status: ExitStatus) -> String {
+pub fn final_object(
+    outcome: &Outcome,
+    place: Place<'_>,
+    output_dir: Option<&Path>,
+    status: ExitStatus,
+) -> String {
+    let (run_dir, server, template) = match place {
+        Place::Here(run_dir) => (Some(run_dir.path()), None, None),
+        Place::Server { server, template } => (None, Some(server), Some(template)),
+    };
     let (state, message, ms, failure) = match &outcome.end {
         Some(end) => (end.state, end.message.as_str(), end.ms, end.failure.as_ref()),
         None => (RunState::Failed, "the run left no end", 0, None),
@@ -64,6 +81,8 @@ pub fn final_object(outcome: &Outcome, run_dir: &Path, output_dir: &Path, status
         kind: "result",
         run_id: &outcome.run.run_id,
         run_dir,
+        server,
+        template,
         state,
         message,
         exit_status: status.number(),
@@ -78,7 +97,7 @@ pub fn final_object(outcome: &Outcome, run_dir: &Path, output_dir: &Path, status
             .run
             .outputs
             .iter()
-            .map(|output| OutputFile { path: output_dir.join(&output.file), output })
+            .map(|output| OutputFile { path: output_dir.map(|folder| folder.join(&output.file)), output })
             .collect(),
         failure,
     };

@@ -18,6 +18,7 @@ mod outcome;
 mod plain;
 pub mod report;
 pub mod transfer;
+pub mod waiting;
 
 use kiln_model::event::RunEvent;
 

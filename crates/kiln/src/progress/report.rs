@@ -14,13 +14,24 @@ use super::outcome::{End, Outcome};
 use crate::ui::guest_text::neutralize;
 use crate::ui::{Paint, text};
 
+/// Where a run lies.
+#[derive(Debug, Clone, Copy)]
+pub enum Place<'a> {
+    Here(&'a RunDir),
+    /// On a server, under a template.
+    Server {
+        server: &'a str,
+        template: &'a str,
+    },
+}
+
 /// What the end of a run is shown with.
 #[derive(Debug)]
 pub struct Report<'a> {
     pub outcome: &'a Outcome,
-    pub run_dir: &'a RunDir,
-    /// Where the artifacts lie; absolute.
-    pub output_dir: &'a Path,
+    pub place: Place<'a>,
+    /// Where the artifacts lie, absolute; none where they are still on the server.
+    pub output_dir: Option<&'a Path>,
     pub kept_on_error: bool,
     pub paint: Paint,
 }
@@ -73,9 +84,15 @@ impl Report<'_> {
 
     fn output(&self, output: &RunOutput) -> Vec<String> {
         let RunOutput { name, file, size, virtual_size, sha256, source, generation, status, .. } = output;
-        let path = self.output_dir.join(file);
-        vec![
-            row(name, &self.paint.heading(path.display())),
+        let path = self.output_dir.map(|folder| folder.join(file));
+        let mut lines = vec![
+            row(
+                name,
+                &match &path {
+                    Some(path) => self.paint.heading(path.display()),
+                    None => format!("{file} on the server"),
+                },
+            ),
             row(
                 "size",
                 &format!(
@@ -90,8 +107,9 @@ impl Report<'_> {
                 &format!("{} {} (sha256 {})", source.name, source.version, source.sha256.short()),
             ),
             row("status", status),
-            row("record", &path.with_extension("json").display().to_string()),
-        ]
+        ];
+        lines.extend(path.map(|path| row("record", &path.with_extension("json").display().to_string())));
+        lines
     }
 
     fn phases(&self, end_ms: u64) -> Option<String> {
@@ -106,8 +124,17 @@ impl Report<'_> {
     }
 
     fn logs(&self) -> Vec<String> {
-        let logs = [("log", self.run_dir.customization_log()), ("console", self.run_dir.serial_log())];
-        logs.into_iter().map(|(name, path)| row(name, &path.display().to_string())).collect()
+        match self.place {
+            Place::Here(run_dir) => {
+                let logs = [("log", run_dir.customization_log()), ("console", run_dir.serial_log())];
+                logs.into_iter().map(|(name, path)| row(name, &path.display().to_string())).collect()
+            }
+            Place::Server { server, template } => {
+                let run = &self.outcome.run.run_id;
+                let command = format!("kiln run logs {} --run {run}", text::shell_word(template));
+                vec![row("log", &command), row("server", server)]
+            }
+        }
     }
 
     fn failure(&self, end: &End, time: &str) -> Vec<String> {
@@ -148,15 +175,21 @@ impl Report<'_> {
     }
 
     fn hints(&self, end: &End) -> Vec<String> {
-        if end.state == RunState::Failed {
-            let work = self.run_dir.work();
-            return vec![if self.kept_on_error {
-                format!("what the failed build left lies in {}", work.display())
-            } else {
-                "`--keep-on-error` keeps the disk of a failed build for a look at it".to_owned()
-            }];
+        let outputs = &self.outcome.run.outputs;
+        match (end.state, self.place, self.output_dir) {
+            (RunState::Failed, Place::Here(run_dir), _) if self.kept_on_error => {
+                vec![format!("what the failed build left lies in {}", run_dir.work().display())]
+            }
+            (RunState::Failed, Place::Here(_), _) => {
+                vec!["`--keep-on-error` keeps the disk of a failed build for a look at it".to_owned()]
+            }
+            (RunState::Failed, Place::Server { .. }, _) => Vec::new(),
+            (_, _, Some(folder)) => outputs.iter().map(|output| boot_hint(output, folder)).collect(),
+            (_, Place::Server { template, .. }, None) if !outputs.is_empty() => {
+                vec![format!("`kiln output download {}` brings it here", text::shell_word(template))]
+            }
+            (_, _, None) => Vec::new(),
         }
-        self.outcome.run.outputs.iter().map(|output| boot_hint(output, self.output_dir)).collect()
     }
 }
 
@@ -220,8 +253,8 @@ pub mod tests {
         let run_dir = RunDir::open(home.path()).unwrap();
         let report = Report {
             outcome: &outcome(stream),
-            run_dir: &run_dir,
-            output_dir: Path::new("/srv/my images"),
+            place: Place::Here(&run_dir),
+            output_dir: Some(Path::new("/srv/my images")),
             kept_on_error: false,
             paint: Paint { on: false },
         };
@@ -288,12 +321,33 @@ pub mod tests {
     }
 
     #[test]
+    fn an_end_on_a_server() {
+        let shown = |stream, output_dir| {
+            let outcome = outcome(stream);
+            let place = Place::Server { server: "https://kiln:8441", template: "my hello" };
+            let paint = Paint { on: false };
+            let report = Report { outcome: &outcome, place, output_dir, kept_on_error: false, paint };
+            report.lines().iter().map(|line| line.clone() + "\n").collect::<String>()
+        };
+        expect![[r#"
+        "#]]
+        .assert_eq(&shown(GOOD_RUN, None));
+        let downloaded = shown(GOOD_RUN, Some(Path::new("/out")));
+        assert!(
+            downloaded.contains("/out/hello-vhd.vhd") && downloaded.contains("qemu-system"),
+            "{downloaded}"
+        );
+        let failed = shown(FAILED_RUN, None);
+        assert!(!failed.contains("keep-on-error"), "{failed}");
+    }
+
+    #[test]
     fn the_result_object_is_golden() {
         let status = crate::exit::ExitStatus::Done;
         let text = super::super::final_object(
             &outcome(GOOD_RUN),
-            Path::new("/runs/RUN"),
-            Path::new("/srv/my images"),
+            Place::Here(&RunDir::open(Path::new("/")).unwrap()),
+            Some(Path::new("/srv/my images")),
             status,
         );
         assert!(!text.contains('\n'));
@@ -303,7 +357,7 @@ pub mod tests {
               "format": 1,
               "kind": "result",
               "runId": "20261123T172233Z-hello-3f9a1c",
-              "runDir": "/runs/RUN",
+              "runDir": "/",
               "state": "Succeeded",
               "message": "",
               "exitStatus": 0,

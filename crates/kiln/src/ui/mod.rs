@@ -8,6 +8,7 @@
 pub mod guest_text;
 pub mod problems;
 mod style;
+pub mod table;
 pub mod text;
 
 use std::io::{self, IsTerminal as _, Write as _};

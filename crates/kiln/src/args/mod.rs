@@ -3,9 +3,17 @@
 //! Commands never see these types; [`crate::settings`] turns them, with the
 //! environment, into plain values.
 
+mod server;
+
 use std::path::PathBuf;
 
 use clap::{Args, Parser, Subcommand, ValueEnum};
+
+pub use server::{
+    AzSetupArgs, GcArgs, OutputCommand, OutputDownloadArgs, OutputGetArgs, OutputListArgs, RunCancelArgs,
+    RunCommand, RunListArgs, RunLogsArgs, RunStartArgs, RunWatchArgs, ServeArgs, ServerArgs, TemplateCommand,
+    TemplateDeleteArgs, TemplateGetArgs, TemplateListArgs, TemplatePutArgs,
+};
 
 /// Azure VM Image Builder for your own hardware.
 ///
@@ -41,6 +49,21 @@ pub enum Command {
     /// Base images: what there is, and how to get it
     #[command(subcommand)]
     Images(ImagesCommand),
+    /// Serve the API of Azure VM Image Builder on this host
+    Serve(ServeArgs),
+    /// Templates that a server keeps
+    #[command(subcommand)]
+    Template(TemplateCommand),
+    /// Runs of stored templates: start, watch, cancel
+    #[command(subcommand)]
+    Run(RunCommand),
+    /// What runs left: list it, fetch it
+    #[command(subcommand)]
+    Output(OutputCommand),
+    /// Remove runs, artifacts and inputs that nobody needs any more
+    Gc(GcArgs),
+    /// Print the commands that connect `az` or an Azure SDK to the server of this host
+    AzSetup(AzSetupArgs),
     /// Look at this machine: what a build would have, and what is missing
     Doctor(DoctorArgs),
     /// Print the version
@@ -61,6 +84,7 @@ pub enum Command {
 #[command(after_help = "Examples:\n  kiln build hello.json\n  kiln build hello.json -o ./out\n  \
                   kiln build hello.json --json > events.jsonl\n  \
                   cat hello.yaml | kiln build -\n\n\
+                  Where a server runs, it does the build, and the result is downloaded.\n\
                   Ctrl-C once ends the build and cleans up; twice kills it.")]
 pub struct BuildArgs {
     /// Template: JSON (comments and trailing commas allowed) or YAML; `-` reads standard input
@@ -74,9 +98,16 @@ pub struct BuildArgs {
     #[arg(long)]
     pub json: bool,
 
-    /// When the build fails, keep its disk in the run directory
-    #[arg(long)]
+    /// When the build fails, keep its disk in the run directory (implies --local)
+    #[arg(long, conflicts_with = "server")]
     pub keep_on_error: bool,
+
+    /// Build without a server, even where one runs
+    #[arg(long, conflicts_with = "server")]
+    pub local: bool,
+
+    #[command(flatten)]
+    pub server: ServerArgs,
 }
 
 #[derive(Debug, Args)]
@@ -258,6 +289,14 @@ mod tests {
     #[test]
     fn the_command_tree_is_consistent() {
         Cli::command().debug_assert();
+    }
+
+    #[test]
+    fn a_build_of_ones_own_has_no_server() {
+        for own in ["--local", "--keep-on-error"] {
+            assert!(Cli::try_parse_from(["kiln", "build", "t.json", own]).is_ok());
+            assert!(Cli::try_parse_from(["kiln", "build", "t.json", own, "--server", "unix:/s"]).is_err());
+        }
     }
 
     #[test]

@@ -12,6 +12,10 @@
 //! | `KILN_LOG`                                     | what the diagnostic log says (tracing filter)        |
 //! | `KILN_DISK_FULL_WAIT`                          | seconds a guest waits for room on a full disk (600)  |
 //! | `KILN_CA_FILE`                                 | PEM file with certificate authorities to trust, too  |
+//! | `KILN_CONFIG`                                  | configuration file of `kiln serve`                   |
+//! | `KILN_SERVER`                                  | server that commands talk to                         |
+//! | `KILN_CLIENT_ID`, `KILN_CLIENT_SECRET_FILE`    | who signs in there, and where the secret lies        |
+//! | `NOTIFY_SOCKET`                                | where systemd wants to hear of the service's state   |
 //! | `XDG_DATA_HOME`, `XDG_CACHE_HOME`, `XDG_CONFIG_HOME`, `XDG_RUNTIME_DIR`, `HOME` | XDG Base Directories |
 //! | `HTTP_PROXY`, `HTTPS_PROXY`, `ALL_PROXY`, `NO_PROXY` (either case) | proxies for fetching inputs      |
 //! | `NO_COLOR`, `CLICOLOR`, `CLICOLOR_FORCE`, `TERM` | colour and redrawing                               |
@@ -29,6 +33,10 @@ use kiln_library::{FetchSettings, ProxySettings};
 use crate::args;
 use crate::ui::ColorWishes;
 
+mod server;
+
+pub use server::{Address, Credential, ServeSettings, ServerChoice, ServerSettings, notify_socket};
+
 /// Sockets live below the runtime folder, and the path of a socket has 108 bytes at
 /// most (unix(7)): a longer base than this is not used.
 const RUNTIME_BASE_LIMIT: usize = 48;
@@ -44,6 +52,11 @@ pub struct Environment {
     kiln_log: Option<OsString>,
     kiln_ca_file: Option<OsString>,
     kiln_disk_full_wait: Option<OsString>,
+    kiln_config: Option<OsString>,
+    kiln_server: Option<OsString>,
+    kiln_client_id: Option<OsString>,
+    kiln_client_secret_file: Option<OsString>,
+    notify_socket: Option<OsString>,
     home: Option<OsString>,
     xdg_data_home: Option<OsString>,
     xdg_cache_home: Option<OsString>,
@@ -70,6 +83,11 @@ impl Environment {
             kiln_log: variable("KILN_LOG"),
             kiln_ca_file: variable("KILN_CA_FILE"),
             kiln_disk_full_wait: variable("KILN_DISK_FULL_WAIT"),
+            kiln_config: variable("KILN_CONFIG"),
+            kiln_server: variable("KILN_SERVER"),
+            kiln_client_id: variable("KILN_CLIENT_ID"),
+            kiln_client_secret_file: variable("KILN_CLIENT_SECRET_FILE"),
+            notify_socket: variable("NOTIFY_SOCKET"),
             home: variable("HOME"),
             xdg_data_home: variable("XDG_DATA_HOME"),
             xdg_cache_home: variable("XDG_CACHE_HOME"),
@@ -110,6 +128,35 @@ impl Environment {
         format!("{wanted},{QUIET}")
     }
 
+    /// `KILN_DATA`: a data folder that was named, not the user's own.
+    pub fn data_folder(&self) -> Option<&Path> {
+        self.kiln_data.as_deref().map(Path::new)
+    }
+
+    /// `KILN_CONFIG`.
+    pub fn config_file(&self) -> Option<PathBuf> {
+        self.kiln_config.as_ref().map(PathBuf::from)
+    }
+
+    /// What a worker needs to know of this environment, whoever starts it and wherever.
+    pub fn for_worker(&self, folders: &Folders) -> Vec<(OsString, OsString)> {
+        let all = [
+            ("KILN_DATA", Some(folders.data.clone().into_os_string())),
+            ("KILN_LOG", self.kiln_log.clone()),
+            ("KILN_CA_FILE", self.kiln_ca_file.clone()),
+            ("KILN_DISK_FULL_WAIT", self.kiln_disk_full_wait.clone()),
+            ("HOME", self.home.clone()),
+            ("XDG_CACHE_HOME", self.xdg_cache_home.clone()),
+            ("XDG_RUNTIME_DIR", self.xdg_runtime_dir.clone()),
+            ("PATH", Some(self.search_path())),
+            ("http_proxy", self.http_proxy.clone()),
+            ("https_proxy", self.https_proxy.clone()),
+            ("all_proxy", self.all_proxy.clone()),
+            ("no_proxy", self.no_proxy.clone()),
+        ];
+        all.into_iter().filter_map(|(name, value)| Some((name.into(), value?))).collect()
+    }
+
     /// Where programs are looked for.
     pub fn search_path(&self) -> OsString {
         // execvp's own default (glibc), with the folders where Debian keeps mkfs and sgdisk.
@@ -143,6 +190,8 @@ fn variable(name: &str) -> Option<OsString> {
 /// Where Kiln keeps its files.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct Folders {
+    /// What everything but `cache` and `runtime` lies in; absolute.
+    pub data: PathBuf,
     /// Base images and inputs.
     pub library: PathBuf,
     /// One folder a run.
@@ -159,8 +208,20 @@ pub struct Folders {
 
 impl Folders {
     pub fn resolve(environment: &Environment) -> anyhow::Result<Self> {
-        let data = match &environment.kiln_data {
-            Some(given) => std::path::absolute(given).context("KILN_DATA is no usable path")?,
+        Self::with_data(environment, None)
+    }
+
+    /// With another data folder than the environment's, where one is given.
+    pub fn with_data(environment: &Environment, data: Option<&Path>) -> anyhow::Result<Self> {
+        let named = match (data, &environment.kiln_data) {
+            (Some(given), _) => {
+                Some(std::path::absolute(given).context("the data folder is no usable path")?)
+            }
+            (None, Some(given)) => Some(std::path::absolute(given).context("KILN_DATA is no usable path")?),
+            (None, None) => None,
+        };
+        let data = match named {
+            Some(data) => data,
             None => environment
                 .xdg(environment.xdg_data_home.as_ref(), ".local/share")
                 .map(|base| base.join("kiln"))
@@ -180,6 +241,7 @@ impl Folders {
         Ok(Self {
             library: data.join("library"),
             runs: data.join("runs"),
+            data,
             cache,
             runtime: runtime(environment),
             user_catalog: environment
@@ -198,6 +260,15 @@ impl Folders {
             images: self.images.clone(),
             user_catalog: self.user_catalog.clone(),
         }
+    }
+
+    /// The socket of whoever owns the data folder: one name for one folder, however it is
+    /// spelled, and short enough for a socket's address.
+    pub fn socket(&self) -> PathBuf {
+        // A folder that is not there yet has no other name either.
+        let data = self.data.canonicalize().unwrap_or_else(|_| self.data.clone());
+        let digest = kiln_host::digest::sha256(data.as_os_str().as_bytes());
+        self.runtime.join(format!("kiln-{}.sock", kiln_host::digest::hex(&digest[..4])))
     }
 }
 
@@ -273,7 +344,7 @@ pub enum TemplateInput {
 }
 
 impl TemplateInput {
-    fn resolve(file: PathBuf) -> Self {
+    pub fn resolve(file: PathBuf) -> Self {
         if file.as_os_str() == "-" { Self::StandardInput } else { Self::File(file) }
     }
 
@@ -293,15 +364,24 @@ pub struct BuildSettings {
     pub output: PathBuf,
     pub json: bool,
     pub keep_on_error: bool,
+    /// None: built without one.
+    pub server: Option<ServerSettings>,
 }
 
 impl BuildSettings {
-    pub fn resolve(args: args::BuildArgs) -> anyhow::Result<Self> {
-        let args::BuildArgs { file, output, json, keep_on_error } = args;
-        let output = std::path::absolute(&output)
-            .with_context(|| format!("{} is no usable output directory", output.display()))?;
-        Ok(Self { template: TemplateInput::resolve(file), output, json, keep_on_error })
+    pub fn resolve(args: args::BuildArgs, environment: &Environment) -> anyhow::Result<Self> {
+        let args::BuildArgs { file, output, json, keep_on_error, local, server } = args;
+        let output = output_folder(&output)?;
+        // What is kept of a failed build lies in a folder of this host.
+        let server =
+            (!local && !keep_on_error).then(|| ServerSettings::resolve(server, environment)).transpose()?;
+        Ok(Self { template: TemplateInput::resolve(file), output, json, keep_on_error, server })
     }
+}
+
+/// A folder for results, absolute.
+pub fn output_folder(given: &Path) -> anyhow::Result<PathBuf> {
+    std::path::absolute(given).with_context(|| format!("{} is no usable output directory", given.display()))
 }
 
 #[derive(Debug)]
@@ -371,6 +451,19 @@ mod tests {
         let relative = Environment { kiln_data: Some("here".into()), ..home() };
         let library = Folders::resolve(&relative).unwrap().library;
         assert!(library.is_absolute() && library.ends_with("here/library"), "{}", library.display());
+    }
+
+    #[test]
+    fn one_data_folder_has_one_socket() {
+        let base = tempfile::tempdir().unwrap();
+        let real = base.path().join("real");
+        std::fs::create_dir(&real).unwrap();
+        std::os::unix::fs::symlink(&real, base.path().join("link")).unwrap();
+        let socket = |data: PathBuf| Folders::with_data(&home(), Some(&data)).unwrap().socket();
+        assert_eq!(socket(real.clone()), socket(base.path().join("link")));
+        assert_eq!(socket(real.clone()), socket(base.path().join("real/../real")));
+        assert_ne!(socket(real.clone()), socket(base.path().join("other")));
+        assert!(socket(real).as_os_str().len() < 108);
     }
 
     #[test]

@@ -1,0 +1,196 @@
+//! `kiln az-setup`: what connects Azure's clients to the server of this host.
+//!
+//! No secret is printed. `az` reads it from its file (`@FILE`), a shell from the file when it
+//! evaluates the lines; the file has no line feed at its end, for either would send it along.
+
+use std::path::Path;
+
+use kiln_daemon::setup::ClientSetup;
+use serde_json::json;
+
+use super::template::pretty;
+use super::{End, Surroundings};
+use crate::args::AzSetupArgs;
+use crate::exit::{ExitStatus, Failure};
+use crate::settings::Folders;
+use crate::ui::text::shell_word;
+
+/// The newest format of `kiln az-setup --json`.
+const SETUP_FORMAT: u32 = 1;
+/// What `az` calls this server.
+const CLOUD: &str = "Kiln";
+
+pub fn run(around: &Surroundings<'_>, args: &AzSetupArgs) -> End {
+    let AzSetupArgs { data, shell, sdk, json } = args;
+    let config = crate::server::read_config(around.environment)?;
+    let data = data.as_deref().or(config.data.as_deref());
+    // As `kiln serve` has it: the environment over the file.
+    let folders = match around.environment.data_folder().filter(|_| args.data.is_none()) {
+        Some(_) => Folders::resolve(around.environment),
+        None => Folders::with_data(around.environment, data),
+    }
+    .map_err(Failure::host)?;
+    let setup = ClientSetup::read(&folders.data, &config).map_err(Failure::host)?;
+    let printer = around.printer;
+    if *json {
+        printer.data(&pretty(&json!({
+            "format": SETUP_FORMAT,
+            "url": setup.url,
+            "serving": setup.serving,
+            "caFile": setup.ca_file,
+            "tenant": setup.tenant,
+            "subscription": setup.subscription,
+            "resourceGroup": setup.resource_group,
+            "location": setup.location,
+            "clientId": setup.client_id,
+            "secretFile": setup.secret_file,
+        }))?);
+        return Ok(ExitStatus::Done);
+    }
+    let steps = if *sdk { sdk_steps(&setup) } else { az_steps(&setup) };
+    for Step { why, lines } in &steps {
+        if !*shell {
+            printer.data(&format!("# {why}"));
+        }
+        lines.iter().for_each(|line| printer.data(line));
+    }
+    if !setup.serving {
+        printer.warning(&format!("nothing serves {} now: `kiln serve` does", setup.url));
+    }
+    if !*shell {
+        let sdk = if *sdk { " --sdk" } else { "" };
+        printer.hint(&format!("eval \"$(kiln az-setup{sdk} --shell)\" does all of it"));
+    }
+    Ok(ExitStatus::Done)
+}
+
+/// Lines for a shell, and what they are for.
+#[derive(Debug, PartialEq, Eq)]
+struct Step {
+    why: &'static str,
+    lines: Vec<String>,
+}
+
+fn word(path: &Path) -> String {
+    shell_word(&path.display().to_string())
+}
+
+/// What `az` needs: contract, section 9.
+fn az_steps(setup: &ClientSetup) -> Vec<Step> {
+    let url = shell_word(&setup.url);
+    let mut steps = Vec::new();
+    if let Some(ca) = &setup.ca_file {
+        steps.push(Step {
+            why: "trust the server's certificate authority (in this shell)",
+            lines: vec![format!("export REQUESTS_CA_BUNDLE={}", word(ca))],
+        });
+    }
+    let register = |verb| format!("az cloud {verb} --name {CLOUD} --endpoint-resource-manager {url}");
+    steps.push(Step {
+        why: "make the server known as a cloud, and choose it",
+        lines: vec![
+            format!("{} 2>/dev/null || {}", register("update"), register("register")),
+            format!("az cloud set --name {CLOUD}"),
+        ],
+    });
+    steps.push(Step {
+        why: "sign in here, not at login.microsoftonline.com; az reads the secret from its file",
+        lines: vec![
+            "az config set core.instance_discovery=false --only-show-errors".to_owned(),
+            format!(
+                "az login --service-principal --username {} --password {} --tenant {} --output none",
+                shell_word(&setup.client_id),
+                shell_word(&format!("@{}", setup.secret_file.display())),
+                shell_word(&setup.tenant)
+            ),
+        ],
+    });
+    steps.push(Step {
+        why: "what az uses where a command does not say",
+        lines: vec![
+            format!("az account set --subscription {}", shell_word(&setup.subscription)),
+            format!(
+                "az config set defaults.group={} defaults.location={} --only-show-errors",
+                shell_word(&setup.resource_group),
+                shell_word(&setup.location)
+            ),
+        ],
+    });
+    steps
+}
+
+/// What azure-identity and the management clients read, and what a program gives them itself.
+fn sdk_steps(setup: &ClientSetup) -> Vec<Step> {
+    let export = |name: &str, value: &str| format!("export {name}={}", shell_word(value));
+    let mut steps = Vec::new();
+    if let Some(ca) = &setup.ca_file {
+        steps.push(Step {
+            why: "trust the server's certificate authority: Python, and what uses OpenSSL or Go",
+            lines: ["REQUESTS_CA_BUNDLE", "SSL_CERT_FILE"]
+                .map(|name| format!("export {name}={}", word(ca)))
+                .to_vec(),
+        });
+    }
+    steps.push(Step {
+        why: "EnvironmentCredential; give it disable_instance_discovery=True",
+        lines: vec![
+            export("AZURE_AUTHORITY_HOST", &setup.url),
+            export("AZURE_TENANT_ID", &setup.tenant),
+            export("AZURE_CLIENT_ID", &setup.client_id),
+            format!("AZURE_CLIENT_SECRET=\"$(cat {})\"", word(&setup.secret_file)),
+            "export AZURE_CLIENT_SECRET".to_owned(),
+        ],
+    });
+    steps.push(Step {
+        why: "ImageBuilderClient(credential, subscription, base_url=KILN_ENDPOINT, credential_scopes=[KILN_ENDPOINT + \"/.default\"])",
+        lines: vec![
+            export("AZURE_SUBSCRIPTION_ID", &setup.subscription),
+            export("AZURE_RESOURCE_GROUP", &setup.resource_group),
+            export("AZURE_LOCATION", &setup.location),
+            export("KILN_ENDPOINT", &setup.url),
+        ],
+    });
+    steps
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use expect_test::expect;
+
+    fn setup() -> ClientSetup {
+        ClientSetup {
+            url: "https://localhost:8441".into(),
+            serving: true,
+            ca_file: Some("/srv/my kiln/server/tls/ca.pem".into()),
+            tenant: "11111111-1111-1111-1111-111111111111".into(),
+            subscription: "22222222-2222-2222-2222-222222222222".into(),
+            resource_group: "it's".into(),
+            location: "local".into(),
+            client_id: "operator".into(),
+            secret_file: "/srv/my kiln/server/operator.secret".into(),
+            identity: None,
+        }
+    }
+
+    fn script(steps: &[Step]) -> String {
+        steps.iter().flat_map(|step| &step.lines).map(|line| format!("{line}\n")).collect()
+    }
+
+    #[test]
+    fn commands_for_az() {
+        expect![[r#""#]].assert_eq(&script(&az_steps(&setup())));
+    }
+
+    #[test]
+    fn variables_for_sdks() {
+        expect![[r#""#]].assert_eq(&script(&sdk_steps(&setup())));
+    }
+
+    #[test]
+    fn a_configured_certificate_needs_no_trust_of_ours() {
+        let setup = ClientSetup { ca_file: None, ..setup() };
+        let both = script(&az_steps(&setup)) + &script(&sdk_steps(&setup));
+        assert!(!both.contains("CA_BUNDLE") && !both.contains("SSL_CERT_FILE"), "{both}");
+    }
+}
