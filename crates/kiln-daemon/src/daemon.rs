@@ -10,6 +10,7 @@ use std::io;
 use std::os::unix::fs::DirBuilderExt;
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
+use std::time::Instant;
 
 use kiln_host::lock::FileLock;
 
@@ -60,6 +61,8 @@ pub struct Daemon {
     pub environment: Environment,
     pub access: Access,
     pub store: Store,
+    /// For how long it is up.
+    pub opened_at: Instant,
     _lock: FileLock,
 }
 
@@ -116,7 +119,7 @@ impl Daemon {
         let environment = Environment::open(&server, &config)?;
         let access = Access::open(&server, &config, &environment)?;
         let store = Store::open(&paths.database())?;
-        Ok(Self { config, paths, environment, access, store, _lock: lock })
+        Ok(Self { config, paths, environment, access, store, opened_at: Instant::now(), _lock: lock })
     }
 
     /// The resource groups of the configuration are there, in every subscription.

@@ -172,6 +172,21 @@ pub enum InputError {
     },
 }
 
+/// A file that was sent cannot be put on the shelf; nothing of it was kept.
+#[derive(Debug, thiserror::Error)]
+pub enum UploadError {
+    #[error("the upload ended before it was complete")]
+    Torn(#[source] io::Error),
+    #[error("the upload fell silent for {} s", .after.as_secs_f32())]
+    Silent { after: Duration },
+    #[error("the upload is longer than the {limit} bytes that an input may have")]
+    TooLong { limit: u64 },
+    #[error("the upload has the SHA-256 {found}, but {expected} was announced")]
+    Digest { expected: Sha256, found: Sha256 },
+    #[error("cannot keep the upload")]
+    Store(#[source] FetchError),
+}
+
 impl InputError {
     pub fn fault(&self) -> Fault {
         match self {

@@ -15,6 +15,7 @@
 //! | `import`    | a disk image on its way in; `probe` tells what it is                              |
 //! | `pull`      | an image of the catalog on its way here; `checksums` reads publishers' lists      |
 //! | `inputs`    | the files a template names                                                        |
+//! | `upload`    | such a file that is sent instead                                                   |
 //! | `fetch`     | HTTP: attempts, ranges, redirects, trust, proxies                                 |
 //! | `hold`      | locks on files and folders by name                                                |
 //!
@@ -33,8 +34,9 @@ mod inputs;
 mod library;
 mod probe;
 mod pull;
+mod upload;
 
-pub use error::{FetchError, ImageError, InputError, LibraryError};
+pub use error::{FetchError, ImageError, InputError, LibraryError, UploadError};
 pub use fetch::settings::{FetchSettings, ProxySettings};
 pub use images::{Check, Checked, IMAGE_FORMAT, ImageLease, ImageOrigin, ImageRecord};
 pub use import::{BuiltImage, ImageProgress, ImportRequest, Imported};

@@ -13,18 +13,24 @@
 
 mod activity;
 mod answer;
+mod artifacts;
 mod body;
 mod call;
 mod environment;
 mod files;
 mod front;
+mod host;
 mod images;
+mod inputs;
 mod lines;
+mod logs;
+mod openapi;
 mod own;
 mod paging;
 mod path;
 mod ranges;
 mod route;
+mod runs;
 mod signin;
 mod version;
 

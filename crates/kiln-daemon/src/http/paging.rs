@@ -6,6 +6,7 @@ use serde_json::{Value, json};
 
 use super::answer::ArmError;
 use super::call::Call;
+use super::path;
 
 /// Resources on a page.
 pub const PAGE: usize = 100;
@@ -35,15 +36,28 @@ pub fn bad_token() -> ArmError {
 
 /// `{"value": […], "nextLink": …}`; the link is absolute, and repeats the request's path and version.
 pub fn page(call: &Call, value: Vec<Value>, next: Option<String>) -> Result<Value, ArmError> {
+    page_of(call, value, next, &["api-version"])
+}
+
+/// The same, for a list with parameters of its own: the link repeats those of `names` that the request has.
+pub fn page_of(
+    call: &Call,
+    value: Vec<Value>,
+    next: Option<String>,
+    names: &[&str],
+) -> Result<Value, ArmError> {
     let mut page = json!({"value": value});
     if let Some(next) = next {
+        let mut link = format!("{}{}?", call.base, call.path);
+        for name in names {
+            if let Some(value) = call.parameter(name)? {
+                link.push_str(&format!("{name}={}&", path::encode(value)));
+            }
+        }
         let mut token = vec![TOKEN_FORMAT];
         token.extend(next.bytes());
-        // Checked to be one of ours before the list was made: plain characters.
-        let version = super::version::present(&call.query)?;
-        let token = URL_SAFE_NO_PAD.encode(token);
-        page["nextLink"] =
-            json!(format!("{}{}?api-version={version}&$skipToken={token}", call.base, call.path));
+        link.push_str(&format!("$skipToken={}", URL_SAFE_NO_PAD.encode(token)));
+        page["nextLink"] = json!(link);
     }
     Ok(page)
 }
