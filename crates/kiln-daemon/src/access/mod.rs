@@ -83,6 +83,13 @@ impl From<String> for Secret {
     }
 }
 
+impl Secret {
+    #[cfg(test)]
+    pub(crate) fn reveal(&self) -> &str {
+        &self.0
+    }
+}
+
 /// A token, and when it is valid. No `Debug`.
 pub struct IssuedToken {
     pub token: String,

@@ -81,6 +81,11 @@ impl Query {
         if raw.len() > MAX_TARGET {
             return Err(UriError::TooLong);
         }
+        Self::form(raw)
+    }
+
+    /// A form's fields (`application/x-www-form-urlencoded`): how long it may be is its reader's to say.
+    pub fn form(raw: &str) -> Result<Self, UriError> {
         let pairs = raw.split('&').filter(|pair| !pair.is_empty()).map(|pair| {
             let (name, value) = pair.split_once('=').unwrap_or((pair, ""));
             Ok((decode(&plus(name))?, decode(&plus(value))?))
