@@ -5,6 +5,7 @@ use axum::http::{HeaderMap, HeaderValue, Method, StatusCode, header};
 use bytes::Bytes;
 use http_body_util::{BodyExt, LengthLimitError, Limited};
 use kiln_model::api::ApiVersion;
+use tokio_util::sync::CancellationToken;
 use uuid::Uuid;
 
 use super::answer::ArmError;
@@ -48,6 +49,8 @@ pub struct Call {
     /// Who asks; `None` only on routes that are open to everybody.
     pub principal: Option<Principal>,
     pub body: Body,
+    /// Canceled when the server shuts down: an answer without an end ends itself then.
+    pub closing: CancellationToken,
 }
 
 impl Call {

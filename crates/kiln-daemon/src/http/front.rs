@@ -20,7 +20,7 @@ use super::route::{NAMESPACE, Route, RouteError, SignInRoute};
 use super::{activity, environment, images, own, signin, version};
 use crate::access::{AuthError, Principal, Role};
 use crate::daemon::Daemon;
-use crate::serve::{IdentityOnly, Peer};
+use crate::serve::{Closing, IdentityOnly, Peer};
 
 /// Of a body that is refused unread: bytes that are still taken off the wire, and for how long. A client that
 /// writes on finds a closed connection in place of the answer.
@@ -102,8 +102,9 @@ async fn dispatch(daemon: &Arc<Daemon>, request: Request<Body>, query: Query, id
     };
     let change = activity::Change::of(&route, &parts.method, &query);
     let by = principal.as_ref().map(|principal| principal.id.clone());
+    let closing = parts.extensions.get::<Closing>().map(|closing| closing.0.clone()).unwrap_or_default();
     let (method, headers) = (parts.method, parts.headers);
-    let call = Call { method, path, query, headers, base, ids, peer, principal, body };
+    let call = Call { method, path, query, headers, base, ids, peer, principal, body, closing };
     let answer = match route {
         Route::Images(route) => images::answer(daemon, route, call).await,
         Route::Environment(route) => environment::answer(daemon, route, call).await,

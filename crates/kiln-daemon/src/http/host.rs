@@ -10,14 +10,14 @@ use kiln_library::{IMAGE_FORMAT, LIBRARY_FORMAT};
 use kiln_model::event::{EVENTS_FORMAT, RUN_OUTPUT_FORMAT};
 use kiln_model::plan::PLAN_FORMAT;
 use kiln_model::run::Phase;
-use serde_json::json;
+use serde_json::{Value, json};
 
 use super::answer::{Answer, ArmError, ok};
 use super::call::Call;
 use super::paging;
 use super::runs::{internal, page_size};
 use crate::daemon::Daemon;
-use crate::gc::{self, Places, Retention};
+use crate::gc::{self, GcItem, GcWhat, Places, Retention};
 use crate::store::StoreError;
 
 /// GET `/kiln/health`: the process answers, and its store can be read. Says nothing else: it is open to everybody.
@@ -92,7 +92,7 @@ pub(super) async fn collect(daemon: &Daemon, call: Call) -> Answer {
         return Ok(ok(&json!({
             "dryRun": true,
             "bytes": plan.bytes(),
-            "items": plan.items,
+            "items": shown(&plan.items),
             "bytesUsed": plan.bytes_used,
             "bytesOverQuota": plan.bytes_over_quota,
         })));
@@ -101,11 +101,32 @@ pub(super) async fn collect(daemon: &Daemon, call: Call) -> Answer {
     Ok(ok(&json!({
         "dryRun": false,
         "bytes": done.removed.iter().map(|item| item.bytes).sum::<u64>(),
-        "items": done.removed,
-        "kept": done.kept,
+        "items": shown(&done.removed),
+        "kept": shown(&done.kept),
         "failed": done.failed,
         "bytesOverQuota": plan.bytes_over_quota,
     })))
+}
+
+/// Items with a name for people beside what they are for programs.
+fn shown(items: &[GcItem]) -> Vec<Value> {
+    let named = items.iter().map(|item| {
+        let what = match &item.what {
+            GcWhat::Run { run } => format!("run {run}"),
+            GcWhat::RunDirectory { run } => format!("folder of run {run}"),
+            GcWhat::WorkFolder { run } => format!("work folder of run {run}"),
+            GcWhat::Artifact { run, file } => format!("artifact {file} of run {run}"),
+            GcWhat::ArtifactFile { run, file } => format!("file {file} among the artifacts of run {run}"),
+            GcWhat::Leftover => "leftover of an earlier removal".to_owned(),
+            GcWhat::Input { sha256 } => format!("input {}", sha256.short()),
+            GcWhat::Operations { count } => format!("{count} ended operations"),
+            GcWhat::Activity { count } => format!("{count} entries of the activity log"),
+        };
+        let mut item = json!(item);
+        item["what"] = json!(what);
+        item
+    });
+    named.collect()
 }
 
 /// GET `/kiln/activity`: the newest first.

@@ -31,6 +31,7 @@ use kiln_model::run::RunState;
 use serde_json::json;
 use tokio::sync::watch;
 use tokio::time::Instant;
+use tokio_util::sync::CancellationToken;
 
 use super::answer::{Answer, ArmError, empty};
 use super::call::Call;
@@ -174,7 +175,7 @@ pub(super) async fn stream_file(
         }
         offset = id.parse().map_err(|_| invalid("Last-Event-ID", "an id of this stream"))?;
     }
-    let mut growing = Growing::new(Arc::clone(daemon), &run, what, offset, follow);
+    let mut growing = Growing::new(Arc::clone(daemon), &run, what, offset, follow, call.closing.clone());
     growing.check_offset().await?;
 
     let mut answer = Response::new(Body::empty());
@@ -236,6 +237,9 @@ impl Watcher {
                 },
                 Step::Quiet if self.form == Form::Events => heartbeat(&mut out),
                 Step::Quiet => {}
+                // An event source comes back by itself. Others see a broken connection, not an end.
+                Step::Closing if self.form == Form::Events => return Ok(None),
+                Step::Closing => return Err(io::Error::other("the server shuts down")),
                 Step::Ended(state) => {
                     self.ended = true;
                     if self.form == Form::Events {
@@ -261,6 +265,8 @@ enum Step {
     Bytes(Bytes),
     /// Nothing for a while.
     Quiet,
+    /// The server shuts down; the run goes on.
+    Closing,
     /// Everything was read, and nothing more will come. With the run's state, unless the client did not want to wait.
     Ended(Option<RunState>),
 }
@@ -276,6 +282,7 @@ struct Growing {
     follow: bool,
     /// Ticks when something is new in the run's folder; `None` where nobody follows the run.
     news: Option<watch::Receiver<u64>>,
+    closing: CancellationToken,
     /// Final, once it is known to be.
     state: Option<RunState>,
     /// When to ask whether the run has ended.
@@ -285,7 +292,14 @@ struct Growing {
 }
 
 impl Growing {
-    fn new(daemon: Arc<Daemon>, run: &RunRecord, what: RunFile, offset: u64, follow: bool) -> Self {
+    fn new(
+        daemon: Arc<Daemon>,
+        run: &RunRecord,
+        what: RunFile,
+        offset: u64,
+        follow: bool,
+        closing: CancellationToken,
+    ) -> Self {
         // First the line to the news, then the first look: nothing falls between.
         let news = news_of(&daemon, &run.id);
         Self {
@@ -297,6 +311,7 @@ impl Growing {
             offset,
             follow,
             news,
+            closing,
             state: None,
             ask_at: Some(Instant::now()),
             next_look: Instant::now(),
@@ -346,7 +361,12 @@ impl Growing {
                 }
             }
             let until = self.ask_at.map_or(quiet_at, |at| at.min(quiet_at));
-            if self.wait(until).await {
+            let closing = self.closing.clone();
+            let news = tokio::select! {
+                news = self.wait(until) => news,
+                () = closing.cancelled() => return Ok(Step::Closing),
+            };
+            if news {
                 // News that bring nothing to this file may be the run's end.
                 self.ask_at = Some(Instant::now());
             } else if until == quiet_at {
