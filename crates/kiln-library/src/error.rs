@@ -221,6 +221,11 @@ pub enum FetchError {
         "the certificate of {host} is not trusted; if its authority is your own, name it in a CA file (caFile) or add it to the host's trust store"
     )]
     Certificate { host: String, source: reqwest::Error },
+    /// This server's policy; `what` says which address it is.
+    #[error(
+        "{host} is at {address}, {what}: this server fetches nothing from there (inputs.allowPrivateAddresses lets it)"
+    )]
+    Forbidden { host: String, address: std::net::IpAddr, what: &'static str },
     #[error("{host} did not answer within {} s", .after.as_secs_f32())]
     NoAnswer { host: String, after: Duration },
     #[error("the transfer stalled: {received} bytes in {} s", .window.as_secs_f32())]
@@ -281,6 +286,7 @@ impl FetchError {
                 Fault::Template
             }
             Self::BadAddress { .. }
+            | Self::Forbidden { .. }
             | Self::WrongDigest { .. }
             | Self::IsDirectory { .. }
             | Self::NotRegular { .. }

@@ -125,13 +125,18 @@ impl Library {
         complete
     }
 
+    /// Where the input of that digest lies, if it is on the shelf.
+    pub fn input_path(&self, sha256: Sha256) -> PathBuf {
+        self.inputs_dir().join(sha256.to_string())
+    }
+
     /// The input of that digest, if it is on the shelf and undamaged. Asking counts as wanting it: it stays for a while.
     pub async fn find_input(
         &self,
         sha256: Sha256,
         control: &Control,
     ) -> Result<Option<StoredInput>, LibraryError> {
-        let path = self.inputs_dir().join(sha256.to_string());
+        let path = self.input_path(sha256);
         let size = match path.metadata() {
             Ok(metadata) => metadata.len(),
             Err(error) if error.kind() == io::ErrorKind::NotFound => return Ok(None),
@@ -369,7 +374,7 @@ impl<P: Fn(InputProgress) + Send + Sync> Ensuring<'_, P> {
             let expected = self.wants[first].sha256.unwrap_or(sha256);
             return Err(InputError::Checksum { address, expected, actual: sha256 });
         }
-        let path = self.library.inputs_dir().join(sha256.to_string());
+        let path = self.library.input_path(sha256);
         part.publish(&path).await.map_err(|error| failed(1, error))?;
         (self.progress)(InputProgress::Stored { input: first, address, sha256, size });
         Ok(StoredInput { sha256, size, path })

@@ -37,6 +37,7 @@ mod pull;
 mod upload;
 
 pub use error::{FetchError, ImageError, InputError, LibraryError, UploadError};
+pub use fetch::policy::AddressPolicy;
 pub use fetch::settings::{FetchSettings, ProxySettings};
 pub use images::{Check, Checked, IMAGE_FORMAT, ImageLease, ImageOrigin, ImageRecord};
 pub use import::{BuiltImage, ImageProgress, ImportRequest, Imported};

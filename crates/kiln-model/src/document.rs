@@ -14,7 +14,7 @@ use sha2::Digest;
 use crate::Sha256;
 use crate::api::ApiVersion;
 use crate::check::{DEPLOYMENT_ENVELOPE, ENVELOPE};
-use crate::plan::{REDACTED_QUERY, redact_url};
+use crate::plan::redact_url;
 use crate::problem::{Code, Place, Problem, Problems};
 use crate::tree::{self, Cursor, Node, Text, Value};
 
@@ -120,12 +120,24 @@ impl Document {
         serde_json::Value::Object(fields)
     }
 
+    /// The body as plain JSON, for requests that are no whole template.
+    ///
+    /// # Errors
+    /// A key is repeated.
+    pub fn to_json(&self) -> Result<serde_json::Value, Problems> {
+        if self.notes.is_empty() {
+            Ok(plain(&self.resource))
+        } else {
+            Err(Problems::new(self.notes.clone()))
+        }
+    }
+
     /// Puts whole addresses where a reader of the resource got redacted ones and sends them back.
-    /// `whole` is asked for each redacted address.
+    /// `whole` is asked for each address.
     pub fn restore_addresses(&mut self, whole: &dyn Fn(&str) -> Option<String>) {
         fn walk(node: &mut Node, whole: &dyn Fn(&str) -> Option<String>) {
             match &mut node.value {
-                Value::String(text) if text.ends_with(REDACTED_QUERY) => {
+                Value::String(text) if text.contains("://") => {
                     if let Some(address) = whole(text) {
                         *text = address;
                     }

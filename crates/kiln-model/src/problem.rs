@@ -80,6 +80,8 @@ pub enum Code {
     /// Valid, and not built by this version.
     NotBuiltYet,
     ShrinkingDisk,
+    /// A change would take a distribution target away.
+    MissingTarget,
     /// The machine gets less than the template asks for.
     Capped,
 }

@@ -18,6 +18,7 @@ use reqwest::{Certificate, Client, NoProxy, Proxy, Response, StatusCode, Url};
 use tokio::time::{Instant, timeout};
 
 use super::part::{Note, Part, WORTH_KEEPING};
+use super::policy::{AddressPolicy, Refused, Resolver};
 use super::settings::FetchSettings;
 use super::{News, Tell, address_key};
 use crate::FetchError;
@@ -138,6 +139,7 @@ impl Fetcher {
         let mut url = address.clone();
         let patience = self.settings.connect_timeout + self.settings.stall_timeout;
         for _ in 0..=MOST_REDIRECTS {
+            self.may_ask(&url)?;
             // Files are wanted as they lie there; also, digests are of those bytes.
             let mut request = self.client()?.get(url.clone()).header(ACCEPT_ENCODING, "identity");
             if let Ask::Rest { from, validator } = ask {
@@ -157,6 +159,17 @@ impl Fetcher {
             }
         }
         Err(FetchError::TooManyRedirects { limit: MOST_REDIRECTS, address: redact_url(url.as_str()) })
+    }
+
+    /// Whether policy lets this address be asked, as far as the address itself tells.
+    fn may_ask(&self, url: &Url) -> Result<(), FetchError> {
+        let policy = self.settings.addresses;
+        policy.check(url)?;
+        if policy == AddressPolicy::Public && Resolver::new(&self.settings).is_proxy(url) {
+            let reason = "it names a proxy of this server".to_owned();
+            return Err(FetchError::BadAddress { reason });
+        }
+        Ok(())
     }
 
     async fn receive_body(
@@ -297,7 +310,7 @@ fn redirect(from: &Url, response: &Response) -> Result<Option<Url>, FetchError> 
 }
 
 /// Host and port, without what may be secret.
-fn host(url: &Url) -> String {
+pub(super) fn host(url: &Url) -> String {
     let name = url.host_str().unwrap_or_default();
     url.port().map_or_else(|| name.to_owned(), |port| format!("{name}:{port}"))
 }
@@ -308,6 +321,9 @@ fn transport(url: &Url, error: reqwest::Error) -> FetchError {
     let host = host(url);
     if source.is_builder() {
         return FetchError::Settings { what: format!("the request to {host} cannot be made: {source}") };
+    }
+    if let Some(refused) = refused(&source) {
+        return refused.into_error(host);
     }
     if is_certificate_error(&source) {
         return FetchError::Certificate { host, source };
@@ -320,6 +336,14 @@ fn transport(url: &Url, error: reqwest::Error) -> FetchError {
         "no answer from"
     };
     FetchError::Transport { act, host, source }
+}
+
+/// The address that policy refused, if that is what ended it.
+fn refused(error: &(dyn Error + 'static)) -> Option<Refused> {
+    match error.downcast_ref::<Refused>() {
+        Some(found) => Some(found.clone()),
+        None => error.source().and_then(refused),
+    }
 }
 
 /// Whether a certificate was refused: asking again would give the same answer.
@@ -359,6 +383,9 @@ fn base_builder(settings: &FetchSettings) -> Result<reqwest::ClientBuilder, Fetc
         .referer(false)
         .connect_timeout(settings.connect_timeout)
         .user_agent(settings.user_agent.clone());
+    if settings.addresses == AddressPolicy::Public {
+        builder = builder.dns_resolver(Resolver::new(settings));
+    }
     let direct = settings.proxy.direct.as_deref().and_then(NoProxy::from_string);
     for (address, secure) in [(&settings.proxy.http, false), (&settings.proxy.https, true)] {
         let Some(address) = address.as_deref().filter(|address| !address.is_empty()) else { continue };

@@ -19,6 +19,7 @@
 
 mod http;
 mod part;
+pub(crate) mod policy;
 pub(crate) mod settings;
 
 use std::hash::{BuildHasher as _, RandomState};

@@ -8,6 +8,8 @@ use std::time::Duration;
 
 use kiln_model::plan::redact_url;
 
+use super::policy::AddressPolicy;
+
 /// How files are fetched from other machines.
 #[derive(Debug, Clone)]
 pub struct FetchSettings {
@@ -29,6 +31,7 @@ pub struct FetchSettings {
     /// No pause is longer, whatever the server asks for.
     pub longest_pause: Duration,
     pub user_agent: String,
+    pub addresses: AddressPolicy,
 }
 
 impl Default for FetchSettings {
@@ -44,6 +47,7 @@ impl Default for FetchSettings {
             first_pause: Duration::from_millis(500),
             longest_pause: Duration::from_secs(15),
             user_agent: concat!("kiln/", env!("CARGO_PKG_VERSION")).to_owned(),
+            addresses: AddressPolicy::Any,
         }
     }
 }
