@@ -174,7 +174,10 @@ impl Templates {
                             let file = tokio::fs::File::from_std(host.file);
                             let stored = library.store_input(None, LARGEST_HOST_FILE, file, &control).await;
                             stored.map_err(|error| {
-                                (Fault::Host, format!("{}: {}", input.location.redacted(), with_causes(&error)))
+                                (
+                                    Fault::Host,
+                                    format!("{}: {}", input.location.redacted(), with_causes(&error)),
+                                )
                             })
                         }
                         Ok(Err(error)) => Err((
