@@ -10,7 +10,7 @@ use std::path::{Path, PathBuf};
 use std::time::Duration;
 
 use rusqlite::config::DbConfig;
-use rusqlite::{Connection, OpenFlags};
+use rusqlite::{Connection, OpenFlags, ffi};
 
 use super::StoreError;
 use super::schema::{self, APPLICATION_ID, VERSION};
@@ -30,8 +30,11 @@ pub(super) fn writer(path: &Path) -> Result<(Connection, bool), StoreError> {
     let mut connection = connect(path, OpenFlags::SQLITE_OPEN_READ_WRITE)?;
     // Looking leaves no trace: see above.
     connection.set_db_config(DbConfig::SQLITE_DBCONFIG_NO_CKPT_ON_CLOSE, true).map_err(sqlite)?;
-    // A newer kiln that was killed may have left its number in the log only.
-    let found = schema::version(&connection).map_err(sqlite)?;
+    // A kiln that was killed may have left its numbers in the log only.
+    let (application, found) = schema::numbers(&connection).map_err(sqlite)?;
+    if application != APPLICATION_ID && !schema::is_empty(&connection).map_err(sqlite)? {
+        return Err(StoreError::Foreign { path: path.to_owned(), what: "another program's" });
+    }
     refuse_newer(path, found)?;
     connection.set_db_config(DbConfig::SQLITE_DBCONFIG_NO_CKPT_ON_CLOSE, false).map_err(sqlite)?;
 
@@ -81,9 +84,8 @@ fn check_header(path: &Path) -> Result<(), StoreError> {
     }
     if header.is_empty() {
         // SQLite would drop that log: it may be all that is left of somebody's templates.
-        let log = log_of(path);
-        if log.metadata().is_ok_and(|log| log.len() > 0) {
-            return Err(StoreError::LogWithoutDatabase { path: path.to_owned(), log });
+        if has_log(path) {
+            return Err(StoreError::LogWithoutDatabase { path: path.to_owned(), log: log_of(path) });
         }
         OpenOptions::new()
             .append(true)
@@ -100,11 +102,27 @@ fn check_header(path: &Path) -> Result<(), StoreError> {
     // Offsets 60 and 68 of the header: https://sqlite.org/fileformat2.html, section 1.3.
     let number = |at: usize| i32::from_be_bytes([header[at], header[at + 1], header[at + 2], header[at + 3]]);
     let (version, application) = (number(60), number(68));
-    // Both are 0 until the first transaction has left the log.
+    // Both are 0 until the first transaction has left the log: see above.
     if application != APPLICATION_ID && (application, version) != (0, 0) {
         return foreign("another program's");
     }
-    refuse_newer(path, version.into())
+    refuse_newer(path, version.into())?;
+    // SQLite would read a cut last page as if it ended in zeros. With a log, that page may be written anew from there.
+    let length = std::fs::metadata(path).map_err(StoreError::disk("read", path))?.len();
+    let page = match u64::from(u16::from_be_bytes([header[16], header[17]])) {
+        1 => 65536,
+        page => page.max(1),
+    };
+    if length % page != 0 && !has_log(path) {
+        let cut = Some("its last page is cut".to_owned());
+        let source = rusqlite::Error::SqliteFailure(ffi::Error::new(ffi::SQLITE_CORRUPT), cut);
+        return Err(StoreError::Damaged { path: path.to_owned(), source });
+    }
+    Ok(())
+}
+
+fn has_log(path: &Path) -> bool {
+    log_of(path).metadata().is_ok_and(|log| log.len() > 0)
 }
 
 fn refuse_newer(path: &Path, found: i64) -> Result<(), StoreError> {
