@@ -311,6 +311,11 @@ impl Runs {
         self.inner.store.read(move |r| r.run(&id)).await
     }
 
+    /// A folder for each run that distributed something.
+    pub fn artifacts_root(&self) -> &std::path::Path {
+        &self.inner.settings.artifacts_root
+    }
+
     pub fn counts(&self) -> Counts {
         let (queued, active, used) = self.inner.admission.counts();
         let budget = self.inner.admission.budget();

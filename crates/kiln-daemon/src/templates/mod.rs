@@ -27,6 +27,7 @@
 //!
 //! INVARIANT: a template that is `Succeeded` has a copy of every file it names. A run never goes to the address again.
 
+mod delete;
 mod error;
 mod patch;
 mod planning;
@@ -46,16 +47,18 @@ use jiff::Timestamp;
 use kiln_library::{AddressPolicy, FetchSettings};
 use kiln_model::{Problems, Sha256};
 use tokio::runtime::Handle;
-use tokio::sync::Semaphore;
+use tokio::sync::{Semaphore, watch};
 use tokio::task::JoinSet;
 use tokio_util::sync::CancellationToken;
 use uuid::Uuid;
 
+pub use delete::DeleteOptions;
 pub use error::{Detail, NotAllowed, TemplateError};
 pub use planning::PlanError;
 pub use triggers::AcceptedTrigger;
 pub use view::{output_view, trigger_view, view};
 
+use crate::runs::{EnqueueError, Runs};
 use crate::shelves::ShelvesSettings;
 use crate::store::{
     OperationError, OperationKind, OperationRecord, OperationStatus, Store, StoreError, TemplateId,
@@ -103,6 +106,8 @@ struct Inner {
     /// By operation: a deletion by force ends a creation.
     canceled: Mutex<HashMap<String, CancellationToken>>,
     tasks: Mutex<JoinSet<()>>,
+    /// There once runs are open; `autoRun` needs them.
+    runs: watch::Sender<Option<Runs>>,
 }
 
 /// What a request asks for besides its body.
@@ -145,15 +150,46 @@ impl Templates {
                 stop: CancellationToken::new(),
                 canceled: Mutex::default(),
                 tasks: Mutex::default(),
+                runs: watch::Sender::new(None),
             }),
         };
         templates.resume_creations().await?;
         Ok(templates)
     }
 
+    /// Runs are open: deletions that were cut off go on, and `autoRun` is obeyed from here on.
+    ///
+    /// # Errors
+    /// The store cannot be read.
+    pub async fn attach(&self, runs: Runs) -> Result<(), StoreError> {
+        self.resume_deletions(&runs).await?;
+        self.inner.runs.send_replace(Some(runs));
+        Ok(())
+    }
+
+    /// `autoRun`: the template runs once after it was created or replaced.
+    async fn auto_run(&self, id: &TemplateId, by: &str, api_version: &str) {
+        let mut there = self.inner.runs.subscribe();
+        let runs = tokio::select! {
+            runs = there.wait_for(Option::is_some) => runs.ok().and_then(|runs| runs.clone()),
+            () = self.inner.stop.cancelled() => None,
+        };
+        let Some(runs) = runs else { return };
+        match runs.enqueue(id, by, api_version).await {
+            Ok(run) => tracing::info!(template = %id, run = %run.id, "autoRun"),
+            // Somebody was quicker, to run it or to take it away.
+            Err(EnqueueError::NotFound(_) | EnqueueError::NotAllowed { .. }) => {}
+            Err(EnqueueError::Store(error)) => {
+                tracing::error!(template = %id, error = &error as &dyn std::error::Error, "autoRun failed");
+            }
+        }
+    }
+
     /// Stops fetching. What is not done is begun again by the next daemon.
     pub async fn shutdown(&self) {
         self.inner.stop.cancel();
+        // They hold us, too.
+        self.inner.runs.send_replace(None);
         let mut tasks = std::mem::take(&mut *self.inner.tasks.lock().unwrap_or_else(PoisonError::into_inner));
         // They end at their next wait; a disk that does not answer is not waited for.
         let all = async { while tasks.join_next().await.is_some() {} };

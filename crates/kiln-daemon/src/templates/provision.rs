@@ -263,17 +263,24 @@ impl Templates {
             Outcome::Stopped => return Ok(()),
             outcome => outcome,
         };
-        self.inner
+        let auto_run = matches!(&outcome, Outcome::Copies { template, .. } if template.auto_run.value);
+        let good = self
+            .inner
             .store
             .write(move |writer| -> Result<_, StoreError> {
                 let record = writer.template(&id)?.filter(|record| is_work_of(record, &operation));
-                let Some(record) = record else { return Ok(()) };
-                let Some(work) = writer.operation(&operation)? else { return Ok(()) };
+                let Some(record) = record else { return Ok(None) };
+                let Some(work) = writer.operation(&operation)? else { return Ok(None) };
                 let (record, error) = settled(record, outcome);
                 writer.update_template(&record)?;
-                writer.update_operation(&ended(work, error))
+                let good = error.is_none();
+                writer.update_operation(&ended(work, error))?;
+                Ok(good.then_some(record))
             })
             .await?;
+        if let Some(record) = good.filter(|_| auto_run) {
+            self.auto_run(&record.id, &record.modified_by, &record.api_version).await;
+        }
         Ok(())
     }
 
