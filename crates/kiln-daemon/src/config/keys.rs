@@ -109,9 +109,9 @@ pub(super) fn example() -> String {
                 } else {
                     format!("{name}: {example}")
                 };
-                for (at, line) in shown.lines().enumerate() {
-                    let line = if at == 0 { format!("{margin}{line}") } else { line.to_owned() };
-                    let _ = writeln!(text, "#{line}");
+                // Taking the # away sets it: what follows one directly, or two spaces behind it, is no talk.
+                for line in shown.lines() {
+                    let _ = writeln!(text, "{margin}#{}", line.strip_prefix(&margin).unwrap_or(line));
                 }
                 Ok(())
             }

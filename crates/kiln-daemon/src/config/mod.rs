@@ -39,13 +39,21 @@ pub struct Config {
     /// Empty: nothing listens on TCP.
     pub listen: Vec<Listen>,
     pub public_url: Option<PublicUrl>,
+    #[serde(deserialize_with = "section")]
     pub socket: SocketConfig,
+    #[serde(deserialize_with = "section")]
     pub tls: TlsConfig,
+    #[serde(deserialize_with = "section")]
     pub access: AccessConfig,
+    #[serde(deserialize_with = "section")]
     pub environment: EnvironmentConfig,
+    #[serde(deserialize_with = "section")]
     pub runs: RunsConfig,
+    #[serde(deserialize_with = "section")]
     pub retention: RetentionConfig,
+    #[serde(deserialize_with = "section")]
     pub inputs: InputsConfig,
+    #[serde(deserialize_with = "section")]
     pub templates: TemplatesConfig,
 }
 
@@ -100,6 +108,7 @@ pub struct TlsConfig {
 pub struct AccessConfig {
     pub principals: Vec<PrincipalConfig>,
     pub token_minutes: u32,
+    #[serde(deserialize_with = "section")]
     pub managed_identity: ManagedIdentityConfig,
 }
 
@@ -195,6 +204,11 @@ pub struct TemplatesConfig {
     pub replace: bool,
 }
 
+/// A section whose keys are all commented out is null in YAML, and means its defaults.
+fn section<'de, D: serde::Deserializer<'de>, T: Deserialize<'de> + Default>(value: D) -> Result<T, D::Error> {
+    Ok(Option::deserialize(value)?.unwrap_or_default())
+}
+
 /// What stands above the file: flags, and below them the environment. `None` leaves the file's word.
 #[derive(Debug, Clone, Default, PartialEq)]
 pub struct Overrides {
@@ -258,7 +272,9 @@ impl Config {
         let config: Self = serde_yaml::from_str_with_options(text, options).map_err(|error| {
             let (line, column) = error.location().map_or((1, 1), |place| (place.line(), place.column()));
             let message = error.render();
-            let first = message.lines().next().unwrap_or_default().to_owned();
+            // The place is said already.
+            let first = message.lines().next().unwrap_or_default();
+            let first = first.split(" at line ").next().unwrap_or(first).to_owned();
             let key = key_at(text, usize::try_from(line).unwrap_or(1));
             ConfigError::Syntax { path: origin.to_owned(), line, column, key, message: first }
         })?;

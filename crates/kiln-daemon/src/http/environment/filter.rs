@@ -79,7 +79,7 @@ impl Filter {
             if !word.eq_ignore_ascii_case("and") {
                 return None;
             }
-            rest = left;
+            rest = left.trim_start();
         }
     }
 
