@@ -137,10 +137,6 @@ async fn attend(door: Door, common: Common, places: Places) {
     let closing = common.closing.clone();
     let over_tcp = !matches!(door, Door::Unix(_));
     while !closing.is_cancelled() {
-        let place = tokio::select! {
-            () = closing.cancelled() => break,
-            place = places.take(over_tcp) => place,
-        };
         let accepted = tokio::select! {
             () = closing.cancelled() => break,
             // Ended ones are taken out as they end: the set does not grow with the days.
@@ -152,6 +148,11 @@ async fn attend(door: Door, common: Common, places: Places) {
         };
         match accepted {
             Ok(incoming) => {
+                // One waits here, the others in the kernel's queue.
+                let place = tokio::select! {
+                    () = closing.cancelled() => break,
+                    place = places.take(over_tcp) => place,
+                };
                 let common = common.clone();
                 connections.spawn(async move {
                     let _place = place;

@@ -112,6 +112,10 @@ impl Phases {
         });
     }
 
+    fn awaits_head(&self) -> bool {
+        *self.phase.borrow() == Phase::Head
+    }
+
     fn request(&self) -> Busy {
         self.phase.send_modify(|phase| {
             *phase = match *phase {
@@ -166,7 +170,10 @@ where
     S: AsyncRead + AsyncWrite + Unpin + Send + 'static,
 {
     let Common { router, limits, closing, mut pressure, identity_only } = common;
+    // What was wanted of others before is not wanted of this one.
+    pressure.mark_unchanged();
     let phases = Phases::new(protocol);
+    let current = phases.clone();
     let watch = watch_over(phases.phase.subscribe(), limits);
     let io = TokioIo::new(Watched::new(stream, phases.clone(), limits));
     let inner = closing.clone();
@@ -215,8 +222,11 @@ where
                         connection.as_mut().graceful_shutdown();
                     }
                     _ = pressure.changed(), if !told => {
-                        told = true;
-                        connection.as_mut().graceful_shutdown();
+                        // Whose first request is under way has the limit on headers.
+                        if !current.awaits_head() {
+                            told = true;
+                            connection.as_mut().graceful_shutdown();
+                        }
                     }
                 }
             }
