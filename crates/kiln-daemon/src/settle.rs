@@ -11,10 +11,10 @@ use kiln_build::journal::Journal;
 use kiln_build::log::CustomizationLog;
 use kiln_build::run_dir::{Request, RunDir, RunDirError, RunRequest};
 use kiln_host::lock::FileLock;
-use kiln_model::Sha256;
 use kiln_model::event::{EVENTS_FORMAT, Failure, RunEventKind, RunOutput, read_events};
 use kiln_model::plan::{BuildPlan, Distributor};
 use kiln_model::run::{Fault, Phase, RunState};
+use kiln_model::{RunView, Sha256};
 
 /// A run could not be settled.
 #[derive(Debug, thiserror::Error)]
@@ -67,7 +67,7 @@ pub fn settle(dir: &RunDir, how: &str) -> Result<RunState, SettleError> {
     let (state, message) = if canceled {
         (RunState::Canceled, "the run was canceled and its worker killed".to_owned())
     } else {
-        (RunState::Failed, format!("the worker ended without finishing the run ({how})"))
+        (RunState::Failed, format!("the worker ended without finishing the run ({how}{})", last_words(dir)))
     };
     if !canceled && let Ok(log) = open_log(dir, &request) {
         log.error(&message);
@@ -159,16 +159,27 @@ fn settle_outputs(dir: &RunDir, request: &RunRequest, journal: &Journal) -> Resu
     Ok(())
 }
 
+/// A worker that never got as far as a claim has said why on its standard error, and nowhere else.
+fn last_words(dir: &RunDir) -> String {
+    match kiln_build::log::tail(&dir.worker_log(), 1).pop() {
+        Some(line) if !dir.claim().exists() => format!("; it said: {}", line.trim()),
+        _ => String::new(),
+    }
+}
+
 fn own_output(record: &Path, request: &RunRequest) -> Option<RunOutput> {
     let output = RunOutput::from_json(&std::fs::read_to_string(record).ok()?).ok()?;
     (output.run_id == request.run_id.as_str()).then_some(output)
 }
 
 fn failure(dir: &RunDir, fault: Fault, cause: &str) -> Failure {
+    // How far it came, as far as its events can be read.
+    let events = std::fs::read(dir.events()).ok().and_then(|bytes| read_events(&bytes).ok());
+    let view = RunView::of(&events.unwrap_or_default().events).unwrap_or_default();
     Failure {
         fault,
-        phase: Phase::Building,
-        step: None,
+        phase: view.phase().max(Phase::Building),
+        step: view.running_steps().last().map(|running| running.step.clone()),
         cause: cause.to_owned(),
         chain: Vec::new(),
         log_tail: kiln_build::log::tail(&dir.worker_log(), 10),

@@ -79,6 +79,8 @@ pub struct RunsSettings {
     pub library: PathBuf,
     pub worker: WorkerCommand,
     pub budget: HostBudget,
+    /// Where workers are put; found out by [`Placement::probe`] where it is not given.
+    pub placement: Option<Placement>,
     /// Whom workers run as, where we are root.
     pub worker_user: Option<String>,
     /// Between a forced cancel and the end of a worker that does not heed it.
@@ -167,7 +169,10 @@ impl Runs {
         for path in [&settings.runs_root, &settings.artifacts_root] {
             private_folder(path).map_err(|source| RunsError::Folder { path: path.clone(), source })?;
         }
-        let placement = Placement::probe().await;
+        let placement = match settings.placement.clone() {
+            Some(given) => given,
+            None => Placement::probe().await,
+        };
         let (attention, told) = placement.told();
         if attention {
             tracing::warn!("{told}");
