@@ -34,11 +34,12 @@ mod messages;
 mod recovery;
 
 use std::collections::HashMap;
-use std::path::PathBuf;
+use std::path::{Path, PathBuf};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::Duration;
 
 use kiln_build::run_dir::{RunDirError, RunId};
+use kiln_host::process::{Identity, Invocation, SpawnOptions};
 use kiln_model::plan::{BuildPlan, HostLimits};
 use kiln_model::run::{Fault, Phase, RunState};
 use tokio::sync::watch;
@@ -136,6 +137,12 @@ pub enum RunsError {
     RunDir { run: RunId, source: RunDirError },
     #[error("could not make {}", path.display())]
     Folder { path: PathBuf, source: std::io::Error },
+    #[error(
+        "workers run as {user}, who cannot enter {}: let others pass through the folders above it (chmod o+x), or \
+         move the data folder",
+        path.display()
+    )]
+    Unreached { user: String, path: PathBuf },
 }
 
 /// A run was not begun.
@@ -166,7 +173,8 @@ pub enum CancelError {
 impl Runs {
     /// Takes over every run that has not ended: live workers are followed on, dead ones settled, queued ones queued again.
     pub async fn open(store: Store, planner: Planner, settings: RunsSettings) -> Result<Self, RunsError> {
-        for path in [&settings.runs_root, &settings.artifacts_root] {
+        let roots = [&settings.runs_root, &settings.artifacts_root];
+        for path in roots {
             private_folder(path).map_err(|source| RunsError::Folder { path: path.clone(), source })?;
         }
         let placement = match settings.placement.clone() {
@@ -180,8 +188,19 @@ impl Runs {
             tracing::info!("{told}");
         }
         let local = Local::open(settings.worker.clone(), placement, settings.worker_user.as_deref())?;
-        if rustix::process::geteuid().is_root() && local.identity().is_none() {
-            tracing::warn!("workers and their guests run as root: name a user for them (runs.workerUser)");
+        match local.identity() {
+            Some(identity) => {
+                for path in roots {
+                    let_through(path).map_err(|source| RunsError::Folder { path: path.clone(), source })?;
+                    ensure_reached(identity, path).await?;
+                }
+            }
+            None if rustix::process::geteuid().is_root() => {
+                tracing::warn!(
+                    "workers and their guests run as root: name a user for them (runs.workerUser)"
+                );
+            }
+            None => {}
         }
         let inner = Arc::new(Inner {
             admission: Admission::new(settings.budget),
@@ -392,7 +411,24 @@ fn new_operation(kind: OperationKind, template: &TemplateRecord, now: &str) -> O
     }
 }
 
-fn private_folder(path: &std::path::Path) -> std::io::Result<()> {
+/// Workers of another user pass through to their own runs; nobody but us may list what there is.
+fn let_through(path: &Path) -> std::io::Result<()> {
+    use std::os::unix::fs::PermissionsExt as _;
+    std::fs::set_permissions(path, std::fs::Permissions::from_mode(0o711))
+}
+
+/// Tries it as that user: who may pass which folder is more than its mode.
+async fn ensure_reached(identity: &Identity, path: &Path) -> Result<(), RunsError> {
+    let start = |source| RunsError::Workers(StartError::Process(source));
+    let options = SpawnOptions { identity: Some(identity.clone()), ..SpawnOptions::default() };
+    let asked = Invocation::new("test").arg("-x").arg(path).spawn(options).map_err(start)?;
+    if asked.wait().await.map_err(start)?.success() {
+        return Ok(());
+    }
+    Err(RunsError::Unreached { user: identity.name().to_owned(), path: path.to_owned() })
+}
+
+fn private_folder(path: &Path) -> std::io::Result<()> {
     use std::os::unix::fs::DirBuilderExt as _;
     std::fs::DirBuilder::new().recursive(true).mode(0o700).create(path)
 }

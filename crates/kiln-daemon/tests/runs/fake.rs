@@ -18,6 +18,7 @@ use kiln_model::run::{Fault, Phase, RunState};
 /// Longer than any test lasts.
 const LONG: Duration = Duration::from_secs(120);
 
+#[expect(clippy::disallowed_methods, reason = "a worker that does not begin ends as a program does")]
 pub fn work(dir: &RunDir) {
     let plan = BuildPlan::from_json(&std::fs::read_to_string(dir.plan()).unwrap()).unwrap();
     let request = dir.read_request().unwrap();

@@ -557,6 +557,47 @@ async fn finished_targets_of_a_dead_worker_stay() {
     assert_eq!(left, ["d.json", "d.vhd"]);
 }
 
+/// As root, workers run as the user they are given; a data folder that user cannot enter is refused at once.
+#[tokio::test]
+async fn workers_of_another_user_own_what_they_need_and_no_more() {
+    use std::os::unix::fs::{MetadataExt as _, PermissionsExt as _};
+    if !rustix::process::geteuid().is_root() {
+        eprintln!("not root: workers run as we do");
+        return;
+    }
+    // This binary lies where nobody else may pass: the worker runs a copy.
+    let place = Place::new();
+    let program = place.root.path().join("worker");
+    std::fs::copy(std::env::current_exe().unwrap(), &program).unwrap();
+    let settings = || {
+        let mut settings = place.settings(1);
+        (settings.worker.program, settings.worker_user) = (program.clone(), Some("nobody".into()));
+        settings
+    };
+    let mode = |mode| {
+        std::fs::set_permissions(place.root.path(), std::fs::Permissions::from_mode(mode)).unwrap();
+    };
+    mode(0o700);
+    let refused =
+        Runs::open(place.store.clone(), place.planner(), settings()).await.err().unwrap().to_string();
+    assert!(refused.contains("workers run as nobody") && refused.contains("chmod o+x"), "{refused}");
+
+    mode(0o755);
+    let runs = Runs::open(place.store.clone(), place.planner(), settings()).await.unwrap();
+    let template = place.template("wait").await;
+    let run = runs.enqueue(&template, "me", "2022-07-01").await.unwrap();
+    in_phase(&place, &run.id, Phase::Customizing).await;
+    let status = std::fs::read_to_string(format!("/proc/{}/status", place.worker_pid(&run.id))).unwrap();
+    assert!(status.contains("NoNewPrivs:\t1") && !status.contains("Uid:\t0"), "{status}");
+    place.finish(&run.id);
+    assert_eq!(ended(&runs, &run.id).await.state, RunState::Succeeded);
+    let nobody = kiln_host::process::Identity::of("nobody").unwrap().uid();
+    assert_eq!(place.artifacts(&run.id).join("d.vhd").metadata().unwrap().uid(), nobody);
+    assert_eq!(place.dir(&run.id).path().metadata().unwrap().uid(), nobody);
+    assert_eq!(place.root.path().join("runs").metadata().unwrap().uid(), 0);
+    assert_eq!(place.root.path().join("kiln.db").metadata().unwrap().uid(), 0);
+}
+
 fn limits() -> kiln_model::plan::HostLimits {
     kiln_model::plan::HostLimits { cpus: 1, memory_mib: 1000 }
 }
