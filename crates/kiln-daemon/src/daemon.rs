@@ -10,29 +10,45 @@ use std::io;
 use std::os::unix::fs::DirBuilderExt;
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
-use std::time::Instant;
+use std::time::{Duration, Instant};
 
 use kiln_host::lock::FileLock;
+use kiln_library::FetchSettings;
 
 use crate::access::{Access, AccessError};
 use crate::config::{Config, Environment, EnvironmentError};
+use crate::executor::WorkerCommand;
+use crate::runs::{HostBudget, Runs, RunsError, RunsSettings};
+use crate::shelves::ShelvesSettings;
 use crate::store::{ResourceGroupRecord, Store, StoreError};
+use crate::templates::{Templates, TemplatesSettings};
+use crate::upkeep::Upkeep;
+
+/// Between a forced cancel and the end of a worker that does not heed it: as long as a guest has for its own end.
+const KILL_AFTER: Duration = Duration::from_secs(10);
 
 /// Where a daemon keeps what; all below one data folder.
 #[derive(Debug, Clone)]
 pub struct Paths {
     data: PathBuf,
+    library: PathBuf,
 }
 
 impl Paths {
     pub fn new(data: PathBuf) -> Self {
-        Self { data }
+        let library = data.join("library");
+        Self { data, library }
+    }
+    /// With a library that lies elsewhere.
+    #[must_use]
+    pub fn library_at(self, library: PathBuf) -> Self {
+        Self { library, ..self }
     }
     pub fn data(&self) -> &Path {
         &self.data
     }
     pub fn library(&self) -> PathBuf {
-        self.data.join("library")
+        self.library.clone()
     }
     /// A run directory for each run.
     pub fn runs(&self) -> PathBuf {
@@ -61,16 +77,24 @@ pub struct Daemon {
     pub environment: Environment,
     pub access: Access,
     pub store: Store,
+    pub templates: Templates,
+    pub runs: Runs,
     /// For how long it is up.
     pub opened_at: Instant,
+    upkeep: Upkeep,
     _lock: FileLock,
 }
 
-/// What a daemon is opened with.
-#[derive(Debug, Clone)]
+/// What a daemon is opened with. A worker's surroundings may hold a proxy's password: no `Debug`.
 pub struct DaemonSettings {
     pub paths: Paths,
     pub config: Config,
+    /// Where the catalog is looked for. The library is that of `paths`.
+    pub shelves: ShelvesSettings,
+    /// Proxies and the like; what the configuration says about inputs goes over it.
+    pub fetch: FetchSettings,
+    /// How `kiln worker` is started.
+    pub worker: WorkerCommand,
 }
 
 /// The daemon cannot be opened.
@@ -88,6 +112,10 @@ pub enum OpenError {
     Access(#[from] AccessError),
     #[error(transparent)]
     Store(#[from] StoreError),
+    #[error("cannot tell how much memory this host has; say it in the configuration (runs.memoryMiB)")]
+    Memory(#[source] io::Error),
+    #[error(transparent)]
+    Runs(#[from] RunsError),
     #[error("the program is shutting down")]
     Closed,
 }
@@ -98,14 +126,88 @@ impl Daemon {
     /// # Errors
     /// [`OpenError::Held`] where another process has the data; nothing was touched then.
     pub async fn open(settings: DaemonSettings) -> Result<Arc<Self>, OpenError> {
-        let DaemonSettings { paths, config } = settings;
-        let opening = tokio::task::spawn_blocking(move || Self::open_files(paths, config));
-        let daemon = opening.await.map_err(|_| OpenError::Closed)??;
-        daemon.ensure_resource_groups().await?;
-        Ok(Arc::new(daemon))
+        let DaemonSettings { paths, config, shelves, mut fetch, worker } = settings;
+        let budget = budget(&config)?;
+        let opening = tokio::task::spawn_blocking(move || Files::open(paths, config));
+        let files = opening.await.map_err(|_| OpenError::Closed)??;
+        let Files { config, paths, environment, access, store, lock } = files;
+        ensure_resource_groups(&environment, &store).await?;
+        if store.is_new() {
+            // Of an older database that is lost: its runs are still there.
+            store.reindex(&paths.runs()).await?;
+        }
+        if config.inputs.ca_file.is_some() {
+            fetch.ca_file.clone_from(&config.inputs.ca_file);
+        }
+        let shelves = ShelvesSettings { library: paths.library(), ..shelves };
+        let settings = TemplatesSettings {
+            shelves,
+            fetch,
+            file_roots: config.inputs.file_roots.clone(),
+            allow_private: config.inputs.allow_private_addresses,
+            replace: config.templates.replace,
+        };
+        let templates = Templates::open(store.clone(), settings).await?;
+        let settings = RunsSettings {
+            runs_root: paths.runs(),
+            artifacts_root: paths.artifacts(),
+            library: paths.library(),
+            worker,
+            budget,
+            worker_user: config.runs.worker_user.clone(),
+            kill_after: KILL_AFTER,
+        };
+        let runs = Runs::open(store.clone(), templates.planner(), settings).await?;
+        templates.attach(runs.clone()).await?;
+        let upkeep = Upkeep::begin(store.clone(), &paths, &config.retention);
+        let opened_at = Instant::now();
+        Ok(Arc::new(Self {
+            config,
+            paths,
+            environment,
+            access,
+            store,
+            templates,
+            runs,
+            opened_at,
+            upkeep,
+            _lock: lock,
+        }))
     }
 
-    fn open_files(paths: Paths, config: Config) -> Result<Self, OpenError> {
+    /// Lets everything go that the next daemon takes up again. Workers go on.
+    pub async fn shutdown(&self) {
+        self.upkeep.end();
+        self.templates.shutdown().await;
+        self.runs.clone().shutdown().await;
+    }
+}
+
+/// What runs together may use: the host's own measure, where the configuration says nothing.
+fn budget(config: &Config) -> Result<HostBudget, OpenError> {
+    let asked = &config.runs;
+    if let (Some(memory_mib), Some(cpus)) = (asked.memory_mib, asked.cpus) {
+        return Ok(HostBudget { memory_mib, cpus });
+    }
+    let host = HostBudget::of_host().map_err(OpenError::Memory)?;
+    Ok(HostBudget {
+        memory_mib: asked.memory_mib.unwrap_or(host.memory_mib),
+        cpus: asked.cpus.unwrap_or(host.cpus),
+    })
+}
+
+/// What is opened without waiting for anybody.
+struct Files {
+    config: Config,
+    paths: Paths,
+    environment: Environment,
+    access: Access,
+    store: Store,
+    lock: FileLock,
+}
+
+impl Files {
+    fn open(paths: Paths, config: Config) -> Result<Self, OpenError> {
         let server = paths.server();
         let folder = |path: &Path, mode| {
             let made = DirBuilder::new().recursive(true).mode(mode).create(path);
@@ -119,33 +221,32 @@ impl Daemon {
         let environment = Environment::open(&server, &config)?;
         let access = Access::open(&server, &config, &environment)?;
         let store = Store::open(&paths.database())?;
-        Ok(Self { config, paths, environment, access, store, opened_at: Instant::now(), _lock: lock })
+        Ok(Self { config, paths, environment, access, store, lock })
     }
+}
 
-    /// The resource groups of the configuration are there, in every subscription.
-    async fn ensure_resource_groups(&self) -> Result<(), StoreError> {
-        let wanted: Vec<ResourceGroupRecord> = self
-            .environment
-            .subscriptions
-            .iter()
-            .flat_map(|subscription| {
-                self.environment.resource_groups.iter().map(|name| ResourceGroupRecord {
-                    subscription: subscription.id.clone(),
-                    name: name.clone(),
-                    location: self.environment.location.clone(),
-                    tags: serde_json::Map::new(),
-                })
+/// The resource groups of the configuration are there, in every subscription.
+async fn ensure_resource_groups(environment: &Environment, store: &Store) -> Result<(), StoreError> {
+    let wanted: Vec<ResourceGroupRecord> = environment
+        .subscriptions
+        .iter()
+        .flat_map(|subscription| {
+            environment.resource_groups.iter().map(|name| ResourceGroupRecord {
+                subscription: subscription.id.clone(),
+                name: name.clone(),
+                location: environment.location.clone(),
+                tags: serde_json::Map::new(),
             })
-            .collect();
-        self.store
-            .write(move |store| {
-                for group in &wanted {
-                    if store.resource_group(&group.subscription, &group.name)?.is_none() {
-                        store.put_resource_group(group)?;
-                    }
+        })
+        .collect();
+    store
+        .write(move |store| {
+            for group in &wanted {
+                if store.resource_group(&group.subscription, &group.name)?.is_none() {
+                    store.put_resource_group(group)?;
                 }
-                Ok(())
-            })
-            .await
-    }
+            }
+            Ok(())
+        })
+        .await
 }

@@ -30,6 +30,8 @@ pub enum ServerError {
     Open(OpenError),
     #[error(transparent)]
     Serve(#[from] ServeError),
+    #[error("the environment cannot be used")]
+    Settings(#[source] anyhow::Error),
     #[error("cannot tell where this program lies")]
     Program(#[source] std::io::Error),
 }
@@ -65,10 +67,11 @@ impl Opened {
             .for_worker(folders)
             .into_iter()
             .fold(WorkerCommand::new(program).arg("worker"), |worker, (name, value)| worker.env(name, value));
-        let paths = Paths::new(folders.data.clone());
+        let paths = Paths::new(folders.data.clone()).library_at(folders.library.clone());
         let lock = paths.lock();
-        let _ = worker;
-        match Daemon::open(DaemonSettings { paths, config }).await {
+        let fetch = crate::settings::fetch(environment).map_err(ServerError::Settings)?;
+        let settings = DaemonSettings { paths, config, shelves: folders.shelves(), fetch, worker };
+        match Daemon::open(settings).await {
             Ok(daemon) => Ok(Self { daemon }),
             Err(OpenError::Held(_)) => Err(ServerError::Held { lock }),
             Err(error) => Err(ServerError::Open(error)),
@@ -128,6 +131,6 @@ impl Server {
         if let Ok(Err(error)) = task.await {
             tracing::warn!("while shutting down: {error}");
         }
-        drop(daemon);
+        daemon.shutdown().await;
     }
 }

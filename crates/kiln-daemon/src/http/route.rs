@@ -359,6 +359,26 @@ impl Route {
     }
 }
 
+impl ImagesRoute {
+    /// Whose resources it is about; none for the provider itself.
+    pub fn subscription(&self) -> Option<&str> {
+        match self {
+            Self::Operations => None,
+            Self::SubscriptionTemplates { subscription }
+            | Self::GroupTemplates { subscription, .. }
+            | Self::Operation { subscription, .. }
+            | Self::OperationResult { subscription, .. } => Some(subscription),
+            Self::Template(id)
+            | Self::Run(id)
+            | Self::Cancel(id)
+            | Self::RunOutputs(id)
+            | Self::RunOutput(id, _)
+            | Self::Triggers(id)
+            | Self::Trigger(id, _) => Some(&id.subscription),
+        }
+    }
+}
+
 fn is_ours(namespace: &str) -> bool {
     namespace.eq_ignore_ascii_case(NAMESPACE)
 }

@@ -1,0 +1,35 @@
+//! Run and cancel. Bodies are read and mean nothing; there need be none.
+
+use std::sync::Arc;
+
+use axum::http::StatusCode;
+use kiln_model::api::ApiVersion;
+
+use super::super::answer::{Answer, ArmError};
+use super::super::call::Call;
+use super::{operations, refusals};
+use crate::daemon::Daemon;
+use crate::store::TemplateId;
+
+pub async fn run(daemon: &Arc<Daemon>, mut call: Call, version: ApiVersion, id: TemplateId) -> Answer {
+    call.bytes().await?;
+    super::find(daemon, &id).await?;
+    let run = daemon.runs.enqueue(&id, call.by(), version.as_str()).await?;
+    // Written with the run.
+    let name = run.operation;
+    let operation = daemon
+        .store
+        .read(move |store| -> Result<_, ArmError> {
+            store.operation(&name)?.ok_or_else(|| refusals::no_operation(&name, ""))
+        })
+        .await?;
+    operations::accepted(&call, version, &operation, StatusCode::ACCEPTED, None)
+}
+
+pub async fn cancel(daemon: &Arc<Daemon>, mut call: Call, version: ApiVersion, id: TemplateId) -> Answer {
+    call.bytes().await?;
+    super::find(daemon, &id).await?;
+    let force = call.is_set("kilnForce")?;
+    let operation = daemon.runs.cancel(&id, call.by(), version.as_str(), force).await?;
+    operations::accepted(&call, version, &operation, StatusCode::ACCEPTED, None)
+}
