@@ -154,6 +154,7 @@ impl Daemon {
             library: paths.library(),
             worker,
             budget,
+            placement: None,
             worker_user: config.runs.worker_user.clone(),
             kill_after: KILL_AFTER,
         };
