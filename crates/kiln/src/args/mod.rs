@@ -78,6 +78,9 @@ pub enum Command {
     /// Carry out the run that lies in a directory (started by `kiln build`)
     #[command(hide = true)]
     Worker(WorkerArgs),
+    /// Write manual pages into a directory (for packages)
+    #[command(hide = true)]
+    Manual(ManualArgs),
 }
 
 #[derive(Debug, Args)]
@@ -279,6 +282,12 @@ pub struct CompletionsArgs {
 pub struct WorkerArgs {
     /// The run's directory
     pub run_dir: PathBuf,
+}
+
+#[derive(Debug, Args)]
+pub struct ManualArgs {
+    /// Directory for the pages; it must be there
+    pub dir: PathBuf,
 }
 
 #[cfg(test)]

@@ -7,6 +7,7 @@ mod completions;
 mod doctor;
 mod gc;
 mod images;
+mod manual;
 mod output;
 mod plan;
 mod prepare;
@@ -60,6 +61,7 @@ pub fn run(cli: Cli, environment: &Environment, printer: &Printer) -> End {
         Command::Doctor(args) => wait_for(doctor::run(around, args.json)),
         Command::Version(args) => version::run(printer, args.json),
         Command::Completions(args) => completions::run(printer, args.shell),
+        Command::Manual(args) => manual::run(&args.dir),
         Command::Worker(args) => wait_for(worker::run(around, args.run_dir)),
     }
 }
