@@ -1,7 +1,7 @@
 # Kiln's commands. `make demo` and `make test` need nothing but Debian 12 and Rust.
 
 .DEFAULT_GOAL := help
-.PHONY: help demo test check bench
+.PHONY: help demo test check bench deb
 
 help: ## List these commands
 	@awk -F':.*## ' '/^[a-z-]+:.*## / { printf "  make %-8s %s\n", $$1, $$2 }' $(MAKEFILE_LIST)
@@ -17,3 +17,6 @@ check: ## Format, lints and the tests that need no guest (the inner loop)
 
 bench: ## Time a build against packer on the same base image
 	@scripts/bench
+
+deb: ## Build the Debian package, with the service (target/deb)
+	@scripts/setup deb && scripts/deb
