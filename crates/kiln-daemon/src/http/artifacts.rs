@@ -62,16 +62,14 @@ pub(super) async fn download(daemon: &Daemon, call: Call, run: &RunId, file: &st
                     format!("The artifact of the run '{run}' was removed from this host."),
                 ));
             }
+            // A link, or something else that is no file: whoever may write there put it in its place.
+            Err(error) if error.raw_os_error() == Some(rustix::io::Errno::LOOP.raw_os_error()) => {
+                return Err(damaged(run, "is not a file"));
+            }
             Err(error) => return Err(ArmError::internal(&error)),
         };
     if found != length {
-        return Err(ArmError::new(
-            StatusCode::GONE,
-            "ArtifactDamaged",
-            format!(
-                "The artifact of the run '{run}' has {found} bytes; it was distributed with {length}. Run the template again."
-            ),
-        ));
+        return Err(damaged(run, &format!("has {found} bytes and not the {length} it was distributed with")));
     }
     let served = Served {
         file: opened,
@@ -82,4 +80,9 @@ pub(super) async fn download(daemon: &Daemon, call: Call, run: &RunId, file: &st
         save_as: Some(file.to_owned()),
     };
     Ok(served.answer(&call.method, &call.headers))
+}
+
+fn damaged(run: &RunId, how: &str) -> ArmError {
+    let text = format!("The artifact of the run '{run}' {how}. Run the template again.");
+    ArmError::new(StatusCode::GONE, "ArtifactDamaged", text)
 }

@@ -9,7 +9,6 @@ use kiln_build::run_dir::{CLAIM_FORMAT, REQUEST_FORMAT};
 use kiln_library::{IMAGE_FORMAT, LIBRARY_FORMAT};
 use kiln_model::event::{EVENTS_FORMAT, RUN_OUTPUT_FORMAT};
 use kiln_model::plan::PLAN_FORMAT;
-use kiln_model::run::Phase;
 use serde_json::{Value, json};
 
 use super::answer::{Answer, ArmError, ok};
@@ -45,9 +44,7 @@ pub(super) async fn status(daemon: &Daemon) -> Answer {
         .map(|(name, path)| json!({"name": name, "path": path, "freeBytes": free(&path)}))
     });
     let folders = folders.await.map_err(|error| ArmError::internal(&error))?;
-    let unfinished = daemon.store.read(|store| store.unfinished_runs()).await.map_err(internal)?;
-    let (queued, active): (Vec<_>, Vec<_>) =
-        unfinished.iter().partition(|run| matches!(run.phase, None | Some(Phase::Queued)));
+    let counts = daemon.runs.counts();
     let up = daemon.opened_at.elapsed();
     Ok(ok(&json!({
         "version": env!("CARGO_PKG_VERSION"),
@@ -56,10 +53,12 @@ pub(super) async fn status(daemon: &Daemon) -> Answer {
         "uptimeSeconds": up.as_secs(),
         "url": daemon.environment.names.url(),
         "runs": {
-            "queued": queued.len(),
-            "active": active.len(),
-            "memoryMiB": active.iter().map(|run| run.memory_mib).sum::<u64>(),
-            "cpus": active.iter().map(|run| run.cpus).sum::<u32>(),
+            "queued": counts.queued,
+            "active": counts.active,
+            "memoryMiB": counts.memory_mib,
+            "cpus": counts.cpus,
+            "budget": {"memoryMiB": counts.budget.memory_mib, "cpus": counts.budget.cpus},
+            "workers": daemon.runs.placement(),
         },
         "folders": folders,
         "formats": {

@@ -301,7 +301,7 @@ impl Growing {
         closing: CancellationToken,
     ) -> Self {
         // First the line to the news, then the first look: nothing falls between.
-        let news = news_of(&daemon, &run.id);
+        let news = daemon.runs.subscribe(&run.id);
         Self {
             path: run_folder(&daemon, &run.id).join(what.name()),
             run: run.id.clone(),
@@ -382,7 +382,7 @@ impl Growing {
             // It is queued, or another process of ours took it over just now.
             let again = Instant::now() + UNFOLLOWED;
             tokio::time::sleep_until(until.min(again)).await;
-            self.news = news_of(&self.daemon, &self.run);
+            self.news = self.daemon.runs.subscribe(&self.run);
             return again <= until;
         };
         match tokio::time::timeout_at(until, news.changed()).await {
@@ -439,8 +439,4 @@ impl Growing {
             None => Some(RunState::Canceled),
         })
     }
-}
-
-fn news_of(_daemon: &Daemon, _run: &RunId) -> Option<watch::Receiver<u64>> {
-    None
 }

@@ -148,7 +148,8 @@ async fn a_template_from_put_to_delete() {
             "message": "Update/Upgrade of image templates is currently not supported"
           }
         }
-    "#]].assert_eq(&server.show(&again));
+    "#]]
+    .assert_eq(&server.show(&again));
     let old = server.put(&T.replace("2024-02-01", "2020-02-14"), &template()).await;
     expect![[r#"
         409 Conflict
@@ -156,7 +157,8 @@ async fn a_template_from_put_to_delete() {
           "code": "Conflict",
           "message": "Update/Upgrade of image templates is currently not supported"
         }
-    "#]].assert_eq(&server.show(&old));
+    "#]]
+    .assert_eq(&server.show(&old));
     let replaced = server.put(&format!("{T}&kilnReplace=true"), &template()).await;
     assert_eq!(replaced.status, StatusCode::CREATED, "{replaced:?}");
     assert_eq!(server.ended(&replaced).await["status"], "Succeeded");

@@ -1,6 +1,7 @@
 //! The API through its router: real rooms in a temporary folder, no network.
 
 mod flow;
+mod own;
 mod refusals;
 mod routes;
 
