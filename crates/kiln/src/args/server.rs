@@ -152,7 +152,7 @@ pub enum RunCommand {
     Watch(RunWatchArgs),
     /// Ask a run to end
     Cancel(RunCancelArgs),
-    /// List the runs of a template, newest first
+    /// List runs, newest first
     List(RunListArgs),
     /// Print customization.log of a run
     Logs(RunLogsArgs),
@@ -215,8 +215,8 @@ pub struct RunCancelArgs {
 
 #[derive(Debug, Args)]
 pub struct RunListArgs {
-    /// Name of the template
-    pub template: String,
+    /// Name of the template [default: all templates]
+    pub template: Option<String>,
 
     /// Print one JSON object
     #[arg(long)]

@@ -118,11 +118,6 @@ impl Link {
         &self.shown
     }
 
-    /// On this host, by its socket: paths of the server mean something here.
-    pub fn is_socket(&self) -> bool {
-        self.sign_in.is_none() && self.base.scheme() == "http"
-    }
-
     /// Sends, and gives an answer that is no refusal.
     pub async fn send(&self, ask: &Ask) -> Result<Response, ClientError> {
         let give_up = Instant::now() + PATIENCE;

@@ -209,6 +209,14 @@ impl Client {
     }
 }
 
+/// What the server at a socket says it is.
+pub async fn version_of(socket: &std::path::Path) -> Result<String, ClientError> {
+    let link = Link::socket(socket, None)?;
+    let status = json(&link, &Ask::get("/kiln/status")).await?;
+    let version = status.get("version").and_then(Value::as_str).map(str::to_owned);
+    version.ok_or_else(|| link.strange("it does not say its version"))
+}
+
 /// An operation under way.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct Pending {
@@ -284,24 +292,4 @@ pub fn encode(text: &str) -> String {
 }
 
 #[cfg(test)]
-mod tests {
-    use super::*;
-
-    #[test]
-    fn names_cannot_leave_their_segment() {
-        assert_eq!(encode("a-b_c.d~e"), "a-b_c.d~e");
-        assert_eq!(encode("../x?y#z&a=b c/é"), "..%2Fx%3Fy%23z%26a%3Db%20c%2F%C3%A9");
-    }
-
-    #[test]
-    fn only_the_path_of_an_address_counts() {
-        for (address, path) in [
-            ("https://other:1/a/b?x=y", Ok("/a/b?x=y")),
-            ("https://other/a", Ok("/a")),
-            ("/a?b", Ok("/a?b")),
-            ("nonsense", Err(())),
-        ] {
-            assert_eq!(path_of(address), path.map(str::to_owned), "{address}");
-        }
-    }
-}
+mod tests;

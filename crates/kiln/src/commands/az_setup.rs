@@ -3,8 +3,9 @@
 //! No secret is printed. `az` reads it from its file (`@FILE`), a shell from the file when it
 //! evaluates the lines; the file has no line feed at its end, for either would send it along.
 
-use std::path::Path;
+use std::path::{Path, PathBuf};
 
+use kiln_daemon::config::Config;
 use kiln_daemon::setup::ClientSetup;
 use serde_json::json;
 
@@ -17,20 +18,15 @@ use crate::ui::text::shell_word;
 
 /// The newest format of `kiln az-setup --json`.
 const SETUP_FORMAT: u32 = 1;
+/// Settings of the packaged service.
+const PACKAGED_CONFIG: &str = "/etc/kiln/kiln.yaml";
 /// What `az` calls this server.
 const CLOUD: &str = "Kiln";
 
 pub fn run(around: &Surroundings<'_>, args: &AzSetupArgs) -> End {
     let AzSetupArgs { data, shell, sdk, json } = args;
-    let config = crate::server::read_config(around.environment)?;
-    let data = data.as_deref().or(config.data.as_deref());
-    // As `kiln serve` has it: the environment over the file.
-    let folders = match around.environment.data_folder().filter(|_| args.data.is_none()) {
-        Some(_) => Folders::resolve(around.environment),
-        None => Folders::with_data(around.environment, data),
-    }
-    .map_err(Failure::host)?;
-    let setup = ClientSetup::read(&folders.data, &config).map_err(Failure::host)?;
+    let (data, config) = which(around, data.as_deref())?;
+    let setup = ClientSetup::read(&data, &config).map_err(Failure::host)?;
     let printer = around.printer;
     if *json {
         printer.data(&pretty(&json!({
@@ -62,6 +58,26 @@ pub fn run(around: &Surroundings<'_>, args: &AzSetupArgs) -> End {
         printer.hint(&format!("eval \"$(kiln az-setup{sdk} --shell)\" does all of it"));
     }
     Ok(ExitStatus::Done)
+}
+
+/// The data folder and the configuration of the server that is meant: as `kiln serve` would have
+/// them, or the packaged service's where this user never served.
+fn which(around: &Surroundings<'_>, given: Option<&Path>) -> Result<(PathBuf, Config), Failure> {
+    let environment = around.environment;
+    let config = crate::server::read_config(environment)?;
+    // The environment over the file.
+    let named = given.or(environment.data_folder()).or(config.data.as_deref()).map(Path::to_owned);
+    let own = Folders::with_data(environment, named.as_deref()).map_err(Failure::host)?.data;
+    let packaged = Path::new(PACKAGED_CONFIG);
+    if named.is_none() && !own.join("server").exists() && packaged.exists() {
+        let config = Config::read(packaged).map_err(|error| {
+            Failure::host(error).hint("the package's settings are for root and the service alone: use sudo")
+        })?;
+        if let Some(data) = config.data.clone() {
+            return Ok((data, config));
+        }
+    }
+    Ok((own, config))
 }
 
 /// Lines for a shell, and what they are for.
@@ -179,12 +195,33 @@ mod tests {
 
     #[test]
     fn commands_for_az() {
-        expect![[r#""#]].assert_eq(&script(&az_steps(&setup())));
+        expect![[r#"
+            export REQUESTS_CA_BUNDLE='/srv/my kiln/server/tls/ca.pem'
+            az cloud update --name Kiln --endpoint-resource-manager https://localhost:8441 2>/dev/null || az cloud register --name Kiln --endpoint-resource-manager https://localhost:8441
+            az cloud set --name Kiln
+            az config set core.instance_discovery=false --only-show-errors
+            az login --service-principal --username operator --password '@/srv/my kiln/server/operator.secret' --tenant 11111111-1111-1111-1111-111111111111 --output none
+            az account set --subscription 22222222-2222-2222-2222-222222222222
+            az config set defaults.group='it'\''s' defaults.location=local --only-show-errors
+        "#]].assert_eq(&script(&az_steps(&setup())));
     }
 
     #[test]
     fn variables_for_sdks() {
-        expect![[r#""#]].assert_eq(&script(&sdk_steps(&setup())));
+        expect![[r#"
+            export REQUESTS_CA_BUNDLE='/srv/my kiln/server/tls/ca.pem'
+            export SSL_CERT_FILE='/srv/my kiln/server/tls/ca.pem'
+            export AZURE_AUTHORITY_HOST=https://localhost:8441
+            export AZURE_TENANT_ID=11111111-1111-1111-1111-111111111111
+            export AZURE_CLIENT_ID=operator
+            AZURE_CLIENT_SECRET="$(cat '/srv/my kiln/server/operator.secret')"
+            export AZURE_CLIENT_SECRET
+            export AZURE_SUBSCRIPTION_ID=22222222-2222-2222-2222-222222222222
+            export AZURE_RESOURCE_GROUP='it'\''s'
+            export AZURE_LOCATION=local
+            export KILN_ENDPOINT=https://localhost:8441
+        "#]]
+        .assert_eq(&script(&sdk_steps(&setup())));
     }
 
     #[test]

@@ -112,15 +112,18 @@ async fn cancel(around: &Surroundings<'_>, args: RunCancelArgs) -> End {
 async fn list(around: &Surroundings<'_>, args: RunListArgs) -> End {
     let RunListArgs { template, json, server } = args;
     with_server(around, server, async |client| {
-        let runs = client
-            .list(client.below(&template, "/runs"))
-            .await
-            .map_err(|error| no_template(error, &template))?;
+        let runs = match &template {
+            None => client.list("/kiln/runs".to_owned()).await?,
+            Some(template) => client
+                .list(client.below(template, "/runs"))
+                .await
+                .map_err(|error| no_template(error, template))?,
+        };
         if json {
             around.printer.data(&pretty(&json!({ "format": RUN_FORMAT, "runs": runs }))?);
             return Ok(ExitStatus::Done);
         }
-        let rows: Vec<[String; 5]> = runs
+        let rows: Vec<[String; 6]> = runs
             .iter()
             .map(|run| {
                 let of = |key: &str| text(run, &format!("/properties/{key}"));
@@ -129,11 +132,12 @@ async fn list(around: &Surroundings<'_>, args: RunListArgs) -> End {
                     (state, _) => state.to_owned(),
                 };
                 let message = of("message").lines().next().unwrap_or_default().to_owned();
-                [run_id(run).unwrap_or_default(), state, of("startTime"), of("endTime"), message]
+                let template = of("template").rsplit('/').next().unwrap_or_default().to_owned();
+                [run_id(run).unwrap_or_default(), template, state, of("startTime"), of("endTime"), message]
                     .map(|cell| neutralize(&cell))
             })
             .collect();
-        table(["RUN", "STATE", "STARTED", "ENDED", "MESSAGE"], &rows, around.printer.out)
+        table(["RUN", "TEMPLATE", "STATE", "STARTED", "ENDED", "MESSAGE"], &rows, around.printer.out)
             .iter()
             .for_each(|line| around.printer.data(line));
         Ok(ExitStatus::Done)

@@ -330,6 +330,17 @@ pub mod tests {
             report.lines().iter().map(|line| line.clone() + "\n").collect::<String>()
         };
         expect![[r#"
+            done in 1m 04s
+
+              hello-vhd  hello-vhd.vhd on the server
+              size       4294967808 bytes: a disk of 4 GiB, generation 1
+              sha256     cccccccccccccccccccccccccccccccccccccccccccccccccccccccccccccccc
+              made from  debian-12 12.20250101.0 (sha256 aaaaaaaaaaaa)
+              status     booted in QEMU; not tried on Azure
+              phases     Building 52.8s, Customizing 8.2s, Optimizing 1.0s, Distributing 2.0s
+              log        kiln run logs 'my hello' --run 20261123T172233Z-hello-3f9a1c
+              server     https://kiln:8441
+            hint: `kiln output download 'my hello'` brings it here
         "#]]
         .assert_eq(&shown(GOOD_RUN, None));
         let downloaded = shown(GOOD_RUN, Some(Path::new("/out")));

@@ -16,6 +16,7 @@ use kiln_qemu::host::{Accelerator, Features, Qemu, probe_accelerator};
 use self::findings::{Findings, Verdict};
 use super::shelves::Shelves;
 use super::{End, Surroundings, signals};
+use crate::client::{self, SYSTEM_SOCKET, reachable};
 use crate::exit::{ExitStatus, Failure};
 use crate::settings::{self, Folders};
 use crate::ui::text;
@@ -36,6 +37,7 @@ pub async fn run(around: &Surroundings<'_>, json: bool) -> End {
     qemu(around, &folders, &mut findings, &control).await;
     host(&folders, &mut findings);
     images(&folders, &mut findings);
+    server(around, &folders, &mut findings).await;
     programs::look(around, &mut findings);
 
     if json {
@@ -112,6 +114,28 @@ fn host(folders: &Folders, findings: &mut Findings) {
         Ok(()) => findings.add("sockets", Verdict::Good, folders.runtime.display().to_string()),
         Err(error) => findings.add("sockets", Verdict::Missing, error.to_string()),
     }
+}
+
+/// Whether commands would talk to a server.
+async fn server(around: &Surroundings<'_>, folders: &Folders, findings: &mut Findings) {
+    let mut sockets = vec![folders.socket()];
+    if around.environment.data_folder().is_none() {
+        sockets.push(SYSTEM_SOCKET.into());
+    }
+    for socket in sockets {
+        if !reachable(&socket).await {
+            continue;
+        }
+        match client::version_of(&socket).await {
+            Ok(version) => {
+                let text = format!("kiln {version} at unix:{}: builds are done there", socket.display());
+                findings.add("server", Verdict::Good, text);
+            }
+            Err(error) => findings.add("server", Verdict::Attention, format!("{error:#}")),
+        }
+        return;
+    }
+    findings.add("server", Verdict::Good, "none runs: commands work by themselves");
 }
 
 /// Disk room where the library and the runs lie, or will.
