@@ -107,9 +107,10 @@ impl Templates {
         if record.exact_version.as_ref() == Some(&version) {
             return;
         }
-        let (store, id, generation) = (self.inner.store.clone(), record.id.clone(), record.generation);
+        let (store, id) = (self.inner.store.clone(), record.id.clone());
+        let source = record.properties.get("source").cloned();
         self.spawn(async move {
-            if let Err(error) = remember(store, &id, generation, version).await {
+            if let Err(error) = remember(store, &id, source, version).await {
                 tracing::warn!(template = %id, %error, "the exact version of the source is not stored");
             }
         });
@@ -119,14 +120,15 @@ impl Templates {
 async fn remember(
     store: crate::store::Store,
     id: &TemplateId,
-    generation: u64,
+    source: Option<serde_json::Value>,
     version: String,
 ) -> Result<(), StoreError> {
     let id = id.clone();
     store
         .write(move |writer| {
-            // Of another template by now, it would not be true.
-            let same = writer.template(&id)?.filter(|record| record.generation == generation);
+            // Of another source by now, it would not be true.
+            let same =
+                writer.template(&id)?.filter(|record| record.properties.get("source") == source.as_ref());
             let Some(mut record) = same else { return Ok(()) };
             record.exact_version = Some(version);
             writer.update_template(&record).map(drop)

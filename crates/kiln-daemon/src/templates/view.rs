@@ -3,7 +3,7 @@
 //! ```text
 //!  stored (whole addresses, exact names) ─ resource_for(version) ─► redacted ─► defaults and read-only fields added ─► answered
 //! ```
-//! INVARIANT: no query string of an address leaves here; see [`redacted`].
+//! INVARIANT: no query string, user name or password of an address leaves here.
 
 use jiff::Timestamp;
 use kiln_model::api::ApiVersion;
@@ -90,13 +90,6 @@ pub fn trigger_view(record: &TriggerRecord, version: ApiVersion) -> Value {
         view["systemData"] = changes([created_at, created_by], [modified_at, modified_by]);
     }
     view
-}
-
-/// The same value without the query strings, user names and passwords of its addresses.
-pub(super) fn redacted(value: &Value) -> Value {
-    let mut value = value.clone();
-    redact(&mut value);
-    value
 }
 
 fn redact(value: &mut Value) {
@@ -210,3 +203,6 @@ fn changes([created_at, created_by]: [&String; 2], [modified_at, modified_by]: [
 fn precise(time: &str) -> String {
     time.parse::<Timestamp>().map_or_else(|_| time.to_owned(), |time| format!("{time:.9}"))
 }
+
+#[cfg(test)]
+mod tests;

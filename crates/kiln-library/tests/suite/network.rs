@@ -2,7 +2,7 @@
 
 use std::net::SocketAddr;
 
-use kiln_library::{FetchError, InputError, ProxySettings};
+use kiln_library::{AddressPolicy, FetchError, InputError, ProxySettings};
 use kiln_model::run::Fault;
 
 use crate::server::{Act, Authority, Server, answer, broken_after, head, honest, ok, redirect, status};
@@ -225,4 +225,63 @@ async fn a_server_that_is_not_there_is_named() {
     assert_eq!((error.fault(), store.retries().len()), (Fault::Remote, 1));
     let error = store.ensure_one(want("http://no-such-host.invalid/a", None)).await.unwrap_err();
     assert!(shown(&error).contains("cannot connect to no-such-host.invalid"), "{error}");
+}
+
+/// An address of this host that is not loopback, if it has one. Nothing is sent.
+fn own_address() -> Option<std::net::IpAddr> {
+    let socket = std::net::UdpSocket::bind("0.0.0.0:0").ok()?;
+    socket.connect("192.0.2.1:9").ok()?;
+    socket.local_addr().ok().map(|addr| addr.ip()).filter(|address| !address.is_loopback())
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_public_fetch_does_not_reach_this_host_by_any_way() {
+    let inside = Server::start(|_| ok(b"inside")).await;
+    let mut store = Store::new();
+    store.settings.addresses = AddressPolicy::Public;
+    let port = inside.addr.port();
+    for host in ["127.0.0.1", "localhost", "LOCALHOST", "[::1]", "0.0.0.0", "127.1", "[::ffff:127.0.0.1]"] {
+        let error =
+            store.ensure_one(want(&format!("http://{host}:{port}/a?sig=CANARY"), None)).await.unwrap_err();
+        assert!(matches!(cause(&error), FetchError::Forbidden { .. }), "{host}: {}", shown(&error));
+        assert_eq!((error.fault(), store.retries().len()), (Fault::Template, 0), "{host}");
+        assert!(!shown(&error).contains("CANARY"));
+    }
+
+    // What is ordinary is asked, and does not lead inside.
+    let Some(address) = own_address() else { panic!("this host has no address but loopback") };
+    let to = inside.url("/secret");
+    let outside = Server::start_at(&format!("{address}:0"), move |request| match request.target.as_str() {
+        "/file" => ok(b"outside"),
+        _ => redirect(&to),
+    })
+    .await;
+    let url = |path: &str| format!("http://{address}:{}{path}", outside.addr.port());
+    assert_eq!(store.ensure_one(want(&url("/file"), None)).await.unwrap().size, 7);
+    let error = store.ensure_one(want(&url("/jump"), None)).await.unwrap_err();
+    assert!(matches!(cause(&error), FetchError::Forbidden { .. }), "{}", shown(&error));
+    assert_eq!(inside.hits(), 0);
+
+    store.settings.addresses = AddressPolicy::Any;
+    assert_eq!(store.ensure_one(want(&url("/jump"), None)).await.unwrap().size, 6, "allowed, it is followed");
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_proxy_is_the_operators_choice_and_no_way_around() {
+    let proxy = Server::start(|_| ok(b"by proxy")).await;
+    let mut store = Store::new();
+    store.settings.addresses = AddressPolicy::Public;
+    // By name, so that the look-up is needed.
+    store.settings.proxy = ProxySettings::all(format!("http://localhost:{}", proxy.addr.port()));
+    let stored = store.ensure_one(want("http://files.example/a", None)).await.unwrap();
+    assert_eq!(stored.size, 8);
+    for address in ["http://169.254.169.254/latest", "http://localhost:1/a"] {
+        let error = store.ensure_one(want(address, None)).await.unwrap_err();
+        assert!(
+            matches!(cause(&error), FetchError::Forbidden { .. } | FetchError::BadAddress { .. }),
+            "{address}: {}",
+            shown(&error)
+        );
+    }
+    assert_eq!(proxy.hits(), 1, "the proxy is not asked for them either");
 }

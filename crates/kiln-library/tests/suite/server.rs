@@ -70,8 +70,17 @@ impl Server {
         Self::run(Some(authority.acceptor()), Arc::new(script)).await
     }
 
+    /// Elsewhere than on loopback.
+    pub async fn start_at(addr: &str, script: impl Fn(&Request) -> Vec<Act> + Send + Sync + 'static) -> Self {
+        Self::listen(addr, None, Arc::new(script)).await
+    }
+
     async fn run(tls: Option<TlsAcceptor>, script: Script) -> Self {
-        let listener = TcpListener::bind("127.0.0.1:0").await.unwrap();
+        Self::listen("127.0.0.1:0", tls, script).await
+    }
+
+    async fn listen(addr: &str, tls: Option<TlsAcceptor>, script: Script) -> Self {
+        let listener = TcpListener::bind(addr).await.unwrap();
         let addr = listener.local_addr().unwrap();
         let (stop, mut stopped) = tokio::sync::oneshot::channel();
         let seen = Arc::new(Mutex::new(Vec::new()));

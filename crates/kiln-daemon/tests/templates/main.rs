@@ -1,0 +1,8 @@
+//! Templates from the request to the plan: a real store, a real library, real HTTP servers that fail and lie.
+
+mod bodies;
+mod change;
+mod fetching;
+mod home;
+mod leaving;
+mod plans;
