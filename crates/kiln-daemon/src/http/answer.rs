@@ -75,14 +75,11 @@ impl ArmError {
         Self::new(StatusCode::CONFLICT, code, message)
     }
 
-    /// 500 for what is our fault. The cause goes to the log, under the request's id, and not to the client.
+    /// 500 for what is our fault. The cause goes to the log, under the request's id, and not to the client;
+    /// `http::front` writes the text.
     pub fn internal(cause: &(dyn std::error::Error + 'static)) -> Self {
         tracing::error!("a request failed: {}", chain(cause));
-        Self::new(
-            StatusCode::INTERNAL_SERVER_ERROR,
-            "InternalServerError",
-            "Internal error occurred. The server's log says why, under the time of this request.",
-        )
+        Self::new(StatusCode::INTERNAL_SERVER_ERROR, "InternalServerError", "")
     }
 
     pub fn target(mut self, target: impl Into<String>) -> Self {

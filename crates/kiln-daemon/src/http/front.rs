@@ -30,32 +30,18 @@ const DISCARD_TIME: Duration = Duration::from_secs(5);
 /// Answers one request. Never fails: what goes wrong is an ARM error.
 pub async fn answer(daemon: Arc<Daemon>, request: Request<Body>) -> Response<Body> {
     let ids = Ids::of(request.headers());
-    let span = tracing::debug_span!("request", id = %ids.request);
+    // At the level of errors, so that those are found by it.
+    let span = tracing::error_span!("request", id = %ids.request);
     async {
         // The query is left out: others' signatures may be in it.
         tracing::debug!(method = %request.method(), path = request.uri().path(), "asked");
         let query = Query::parse(request.uri().query());
         let shape = Shape::of(query.as_ref().ok().and_then(version::known));
         let answer = match query {
-            Ok(query) => {
-                let answer = dispatch(&daemon, request, query, ids.clone());
-                AssertUnwindSafe(answer).catch_unwind().await.unwrap_or_else(|_| {
-                    tracing::error!(request = %ids.request, "answering a request panicked");
-                    Err(ArmError::new(StatusCode::INTERNAL_SERVER_ERROR, "InternalServerError", ""))
-                })
-            }
+            Ok(query) => caught(dispatch(&daemon, request, query, ids.clone())).await,
             Err(error) => Err(bad_uri(error)),
         };
-        let mut response = answer.unwrap_or_else(|mut error| {
-            if error.status == StatusCode::INTERNAL_SERVER_ERROR {
-                error.message = format!(
-                    "Internal error occurred. The server's log has the cause under request id {}.",
-                    ids.request
-                );
-            }
-            error.into_response(shape)
-        });
-        finish(response.headers_mut(), &ids);
+        let response = finished(answer, shape, &ids);
         tracing::debug!(status = response.status().as_u16(), "answered");
         response
     }
@@ -71,7 +57,27 @@ pub fn unanswered() -> Response<Body> {
         .into_response(Shape::Nested)
 }
 
-fn finish(headers: &mut HeaderMap, ids: &Ids) {
+/// What `answer` gives; an internal error where it panics.
+async fn caught(answer: impl Future<Output = Answer>) -> Answer {
+    // What a panic leaves half-way is this request's own: the rooms below change things in transactions.
+    AssertUnwindSafe(answer).catch_unwind().await.unwrap_or_else(|_| {
+        tracing::error!("answering a request panicked");
+        Err(ArmError::new(StatusCode::INTERNAL_SERVER_ERROR, "InternalServerError", ""))
+    })
+}
+
+/// With the headers every answer has. An internal error says where its cause can be found.
+fn finished(answer: Answer, shape: Shape, ids: &Ids) -> Response<Body> {
+    let mut response = answer.unwrap_or_else(|mut error| {
+        if error.status == StatusCode::INTERNAL_SERVER_ERROR {
+            error.message = format!(
+                "Internal error occurred. The server's log has the cause under request id {}.",
+                ids.request
+            );
+        }
+        error.into_response(shape)
+    });
+    let headers = response.headers_mut();
     for (name, id) in [("x-ms-request-id", ids.request), ("x-ms-correlation-request-id", ids.correlation)] {
         if let Ok(value) = HeaderValue::from_str(&id.to_string()) {
             headers.insert(HeaderName::from_static(name), value);
@@ -79,6 +85,7 @@ fn finish(headers: &mut HeaderMap, ids: &Ids) {
     }
     headers.entry(CACHE_CONTROL).or_insert(HeaderValue::from_static("no-cache"));
     headers.insert(X_CONTENT_TYPE_OPTIONS, HeaderValue::from_static("nosniff"));
+    response
 }
 
 async fn dispatch(daemon: &Arc<Daemon>, request: Request<Body>, query: Query, ids: Ids) -> Answer {
@@ -264,5 +271,23 @@ fn no_route(error: RouteError) -> ArmError {
             ArmError::not_found("InvalidResourceType", text)
         }
         RouteError::Own => ArmError::not_found("NotFound", "There is nothing at this path."),
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[tokio::test]
+    async fn a_panic_is_an_error_with_a_place_to_look() {
+        let ids = Ids::of(&HeaderMap::new());
+        let answer = caught(async { panic!("a secret in a message") }).await;
+        let response = finished(answer, Shape::Flat, &ids);
+        assert_eq!(response.status(), StatusCode::INTERNAL_SERVER_ERROR);
+        let body = response.into_body().collect().await.unwrap().to_bytes();
+        let body: serde_json::Value = serde_json::from_slice(&body).unwrap();
+        assert_eq!(body["code"], "InternalServerError");
+        let message = body["message"].as_str().unwrap();
+        assert!(message.contains(&ids.request.to_string()) && !message.contains("secret"), "{message}");
     }
 }

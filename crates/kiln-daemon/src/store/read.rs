@@ -60,6 +60,9 @@ impl<'a> Reader<'a> {
     }
 
     /// Templates in the order of their lower-case ids.
+    ///
+    /// # Errors
+    /// [`StoreError::BadPlace`] for a place outside the scope.
     pub fn templates(
         &self,
         scope: &Scope,
@@ -74,7 +77,12 @@ impl<'a> Reader<'a> {
         first.make_ascii_lowercase();
         // `0` comes right after `/`.
         let behind = format!("{}0", &first[..first.len() - 1]);
-        let after = after.map_or(first.clone(), |after| first.max(after.to_ascii_lowercase()));
+        let after = match after {
+            None => first,
+            Some(after) => Some(after.to_ascii_lowercase())
+                .filter(|after| after.starts_with(&first))
+                .ok_or_else(|| StoreError::BadPlace(after.to_owned()))?,
+        };
         let sql =
             &format!("SELECT {TEMPLATE} FROM templates WHERE key > ?1 AND key < ?2 ORDER BY key LIMIT ?3");
         let found = self.rows("template", sql, params![after, behind, one_more(limit)], rows::template)?;

@@ -127,7 +127,11 @@ fn detail(problem: &Problem) -> Detail {
     let help = problem.help.as_ref().map(|help| format!("; {help}")).unwrap_or_default();
     Detail {
         code: format!("{:?}", problem.code),
-        message: format!("line {}, column {}: {}{help}", problem.line, problem.column, problem.message),
+        message: match problem.line {
+            // Not of the body: the resource's name.
+            0 => format!("{}{help}", problem.message),
+            line => format!("line {line}, column {}: {}{help}", problem.column, problem.message),
+        },
         target: (!problem.pointer.is_empty()).then(|| problem.pointer.clone()),
     }
 }

@@ -436,7 +436,13 @@ impl Server {
         issued.unwrap().token
     }
 
-    async fn from_afar(&self, method: Method, short: &str, headers: &[(&str, &str)], body: &Value) -> Seen {
+    async fn ask_from_afar(
+        &self,
+        method: Method,
+        short: &str,
+        headers: &[(&str, &str)],
+        body: &Value,
+    ) -> Seen {
         let mut request = Request::builder().method(method).uri(self.target(short)).extension(from_afar());
         for (name, value) in headers {
             request = request.header(*name, *value);
@@ -469,14 +475,14 @@ async fn a_reader_reads() {
         (Method::PUT, "/subscriptions/S/resourcegroups/new?api-version=2024-11-01", json!({})),
         (Method::POST, "/kiln/gc?dryRun=true", json!({})),
     ] {
-        let seen = server.from_afar(method, target, &as_reader, &body).await;
+        let seen = server.ask_from_afar(method, target, &as_reader, &body).await;
         assert_eq!(
             (seen.status, seen.code()),
             (StatusCode::FORBIDDEN, "AuthorizationFailed".into()),
             "{target}"
         );
     }
-    let refused = server.from_afar(Method::PUT, T, &as_reader, &template()).await;
+    let refused = server.ask_from_afar(Method::PUT, T, &as_reader, &template()).await;
     expect![[r#"
         403 Forbidden
         {
@@ -486,7 +492,7 @@ async fn a_reader_reads() {
           }
         }
     "#]].assert_eq(&server.show(&refused));
-    assert_eq!(server.from_afar(Method::GET, T, &as_reader, &json!({})).await.code(), "ResourceNotFound");
+    assert_eq!(server.ask_from_afar(Method::GET, T, &as_reader, &json!({})).await.code(), "ResourceNotFound");
 
     // Addresses in answers begin with a name of ours, whatever the client says.
     let own = [
@@ -494,12 +500,12 @@ async fn a_reader_reads() {
         ("host", "127.0.0.1:9000"),
         ("x-forwarded-host", "evil.example"),
     ];
-    let accepted = server.from_afar(Method::PUT, T, &own, &template()).await;
+    let accepted = server.ask_from_afar(Method::PUT, T, &own, &template()).await;
     let address = accepted.header("azure-asyncoperation");
     assert!(address.starts_with("https://127.0.0.1:9000/subscriptions/"), "{address}");
     let foreign = [("authorization", operator.as_str()), ("host", "evil.example")];
     let target = T.replace("/t?", "/u?");
-    let accepted = server.from_afar(Method::PUT, &target, &foreign, &template()).await;
+    let accepted = server.ask_from_afar(Method::PUT, &target, &foreign, &template()).await;
     let address = accepted.header("location");
     assert!(address.starts_with("https://localhost:8441/subscriptions/"), "{address}");
 }

@@ -33,9 +33,11 @@ fn templates_are_listed_by_group_and_name_in_any_case() {
     assert_eq!(names(list(&scope("S", None), None, 10)), ["é", "d", "A", "b", "c"]);
     assert_eq!(names(list(&scope("s", Some("G")), None, 10)), ["A", "b"]);
     assert_eq!(names(list(&scope("s", Some("nothing")), None, 10)), [""; 0]);
-    // A place before or behind the scope leads nowhere else.
-    assert_eq!(names(list(&scope("s", Some("g")), Some(""), 10)), ["A", "b"]);
-    assert_eq!(names(list(&scope("s", Some("g")), Some("s/z"), 10)), [""; 0]);
+    // A place before or behind the scope is none of this list.
+    for place in ["", "s/z", "s/g", "s/f/a", "s2/g/e"] {
+        let refused = w.templates(&scope("s", Some("g")), Some(place), 10);
+        assert!(matches!(refused, Err(StoreError::BadPlace(_))), "{place}");
+    }
     let first = list(&scope("s", None), None, 3);
     let next = first.next.clone().unwrap();
     w.delete_template(&first.items[2].id).unwrap();
