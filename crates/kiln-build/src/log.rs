@@ -16,6 +16,9 @@ pub const OUTPUT_CAP: u64 = 256 << 20;
 /// A longer line is broken.
 pub const LINE_LIMIT: usize = 16 << 10;
 
+/// The one who opens a log may be root, and its folder another user's: no link is followed, no pipe waited for.
+const NO_TRAPS: i32 = rustix::fs::OFlags::NOFOLLOW.union(rustix::fs::OFlags::NONBLOCK).bits().cast_signed();
+
 /// Which of a script's two streams a line came from.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum Stream {
@@ -40,13 +43,8 @@ struct Inner {
 
 impl CustomizationLog {
     pub fn open(path: &Path, operation_id: &str) -> io::Result<Self> {
-        let file = OpenOptions::new()
-            .create(true)
-            .append(true)
-            .mode(0o600)
-            // As the journal's: the one who writes it may be root, and the folder another's.
-            .custom_flags(rustix::fs::OFlags::NOFOLLOW.bits().cast_signed())
-            .open(path)?;
+        let file =
+            OpenOptions::new().create(true).append(true).mode(0o600).custom_flags(NO_TRAPS).open(path)?;
         let inner =
             Inner { file, prefix: format!("[{operation_id}]"), guest_bytes: 0, capped: false, broken: None };
         Ok(Self { inner: Arc::new(Mutex::new(inner)) })
@@ -122,7 +120,7 @@ pub fn tail(path: &Path, count: usize) -> Vec<String> {
     const WINDOW: u64 = 64 << 10;
     let read = || -> io::Result<Vec<u8>> {
         use std::io::{Read as _, Seek as _, SeekFrom};
-        let mut file = File::open(path)?;
+        let mut file = OpenOptions::new().read(true).custom_flags(NO_TRAPS).open(path)?;
         let length = file.metadata()?.len();
         file.seek(SeekFrom::Start(length.saturating_sub(WINDOW)))?;
         let mut bytes = Vec::new();

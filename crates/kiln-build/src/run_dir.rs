@@ -25,6 +25,7 @@ use std::io;
 use std::path::{Path, PathBuf};
 use std::str::FromStr;
 
+use rustix::fs::{Mode, OFlags};
 use serde::{Deserialize, Serialize};
 
 /// The newest request format this build reads and the one it writes.
@@ -248,7 +249,13 @@ impl RunDir {
     /// Leaves a request for the worker. Asking twice is asking once.
     pub fn ask(&self, request: Request) -> Result<(), RunDirError> {
         let path = self.requests().join(request.file_name());
-        std::fs::write(&path, "").map_err(RunDirError::io("write", &path))
+        let folder = OFlags::DIRECTORY | OFlags::NOFOLLOW | OFlags::CLOEXEC;
+        let file = OFlags::CREATE | OFlags::WRONLY | OFlags::NONBLOCK | OFlags::NOFOLLOW | OFlags::CLOEXEC;
+        // Whoever asks may be root, and the folder the worker's: no link of its making is followed.
+        rustix::fs::open(self.requests(), folder, Mode::empty())
+            .and_then(|folder| rustix::fs::openat(folder, request.file_name(), file, Mode::from(0o600)))
+            .map(drop)
+            .map_err(|error| RunDirError::io("write", &path)(error.into()))
     }
 
     pub fn is_asked(&self, request: Request) -> bool {
@@ -312,6 +319,22 @@ mod tests {
             library: "/srv/kiln/library".into(),
             operation: None,
         }
+    }
+
+    #[test]
+    fn asking_twice_is_asking_once_and_follows_no_link() {
+        let root = tempfile::tempdir().unwrap();
+        let dir = RunDir::create(root.path(), &request().run_id).unwrap();
+        assert!(!dir.is_asked(Request::Cancel));
+        dir.ask(Request::Cancel).unwrap();
+        dir.ask(Request::Cancel).unwrap();
+        assert!(dir.is_asked(Request::Cancel));
+        let (outside, cancel) = (root.path().join("outside"), dir.requests().join("cancel"));
+        std::fs::write(&outside, "kept").unwrap();
+        std::fs::remove_file(&cancel).unwrap();
+        std::os::unix::fs::symlink(&outside, &cancel).unwrap();
+        dir.ask(Request::Cancel).unwrap_err();
+        assert_eq!(std::fs::read_to_string(&outside).unwrap(), "kept");
     }
 
     #[test]

@@ -77,7 +77,19 @@ pub fn sweep_library(request: &RunRequest) -> Result<(), BuildError> {
 }
 
 /// Removes the sockets of a run whose worker is gone.
-pub fn remove_sockets(claim: &Claim) -> io::Result<()> {
+///
+/// Whoever does this may be root where the worker was not, and the claim is the worker's word: only a folder of its own,
+/// with the run's name, goes.
+pub fn remove_sockets(dir: &RunDir, id: &RunId, claim: &Claim) -> io::Result<()> {
+    use std::os::unix::fs::MetadataExt as _;
+    let folder = match std::fs::symlink_metadata(&claim.sockets) {
+        Err(error) if error.kind() == io::ErrorKind::NotFound => return Ok(()),
+        folder => folder?,
+    };
+    let named = claim.sockets.file_name().is_some_and(|name| name == id.short());
+    if !named || folder.uid() != std::fs::symlink_metadata(dir.claim())?.uid() {
+        return Err(io::Error::other("it is not the folder of this run's sockets"));
+    }
     remove_folder(&claim.sockets)
 }
 

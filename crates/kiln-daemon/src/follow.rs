@@ -142,9 +142,9 @@ impl Tail {
     fn read(&mut self) -> Result<Option<Vec<u8>>, FollowError> {
         let error = |source| FollowError::Io { path: self.path.clone(), source };
         if self.file.is_none() {
-            // A worker may be another user than we are: a link of its making is not followed.
-            let nofollow = rustix::fs::OFlags::NOFOLLOW.bits().cast_signed();
-            match File::options().read(true).custom_flags(nofollow).open(&self.path) {
+            // A worker may be another user than we are: no link of its making is followed, no pipe waited for.
+            let no_traps = rustix::fs::OFlags::NOFOLLOW | rustix::fs::OFlags::NONBLOCK;
+            match File::options().read(true).custom_flags(no_traps.bits().cast_signed()).open(&self.path) {
                 Ok(file) => self.file = Some(file),
                 Err(e) if e.kind() == io::ErrorKind::NotFound => return Ok(None),
                 Err(e) => return Err(error(e)),

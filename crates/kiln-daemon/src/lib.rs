@@ -31,4 +31,4 @@ pub mod tls;
 mod upkeep;
 
 pub use follow::{FollowError, Followed, News, follow, follow_events};
-pub use settle::{SettleError, end_unstarted, settle};
+pub use settle::{SettleError, settle};

@@ -3,6 +3,10 @@
 //! The lock is the proof that nobody works on it any more. Then the work folder and
 //! half-made artifacts go, and the end is written: by the one function and the one
 //! writer that every end goes through. What was published stays, with its record.
+//!
+//! A server that runs as root settles the runs of workers that do not, and the run's
+//! directory is the worker's: where things lie is told by the server's own request,
+//! not by the copy in there; names from there are names and nothing else; no link is followed.
 
 use std::io;
 use std::path::{Path, PathBuf};
@@ -41,15 +45,20 @@ impl SettleError {
 /// A canceled run becomes Canceled, any other Failed. Returns the state
 /// the run has, which may have been written before.
 pub fn settle(dir: &RunDir, how: &str) -> Result<RunState, SettleError> {
+    settle_request(dir, &dir.read_request()?, how)
+}
+
+/// [`settle`], for one who knows what the run was asked for.
+pub(crate) fn settle_request(dir: &RunDir, request: &RunRequest, how: &str) -> Result<RunState, SettleError> {
     let _lock = lock(dir)?;
-    let request = dir.read_request()?;
     if !request.keep_on_error {
         kiln_build::workspace::remove(dir).map_err(SettleError::io(dir.work()))?;
     }
     if let Some(claim) = dir.read_claim()? {
-        kiln_build::workspace::remove_sockets(&claim).map_err(SettleError::io(claim.sockets.clone()))?;
+        kiln_build::workspace::remove_sockets(dir, &request.run_id, &claim)
+            .map_err(SettleError::io(claim.sockets.clone()))?;
     }
-    kiln_build::workspace::sweep_library(&request).map_err(SettleError::Library)?;
+    kiln_build::workspace::sweep_library(request).map_err(SettleError::Library)?;
     if request.output_dir.is_dir() {
         kiln_host::publish::remove_leftovers(&request.output_dir)
             .map_err(SettleError::io(request.output_dir.clone()))?;
@@ -60,16 +69,16 @@ pub fn settle(dir: &RunDir, how: &str) -> Result<RunState, SettleError> {
         return Ok(state);
     }
     if journal.is_empty() {
-        journal.append(opening(dir, &request));
+        journal.append(opening(dir, request));
     }
-    settle_outputs(dir, &request, &journal)?;
+    settle_outputs(dir, request, &journal)?;
     let canceled = dir.is_asked(Request::Cancel);
     let (state, message) = if canceled {
         (RunState::Canceled, "the run was canceled and its worker killed".to_owned())
     } else {
         (RunState::Failed, format!("the worker ended without finishing the run ({how}{})", last_words(dir)))
     };
-    if !canceled && let Ok(log) = open_log(dir, &request) {
+    if !canceled && let Ok(log) = open_log(dir, request) {
         log.error(&message);
     }
     let failure = (!canceled).then(|| failure(dir, Fault::Host, &message));
@@ -78,21 +87,25 @@ pub fn settle(dir: &RunDir, how: &str) -> Result<RunState, SettleError> {
 
 /// Ends a run that never had a worker, and never will: canceled while it waited, or impossible to plan or start.
 /// `fault` is for those that failed.
-pub fn end_unstarted(dir: &RunDir, cause: &str, fault: Option<Fault>) -> Result<RunState, SettleError> {
+pub(crate) fn end_unstarted(
+    dir: &RunDir,
+    request: &RunRequest,
+    cause: &str,
+    fault: Option<Fault>,
+) -> Result<RunState, SettleError> {
     let _lock = lock(dir)?;
-    let request = dir.read_request()?;
     let journal = Journal::open(&dir.events()).map_err(SettleError::io(dir.events()))?;
     if let Some(state) = journal.ended() {
         return Ok(state);
     }
-    let log = open_log(dir, &request).map_err(SettleError::io(dir.customization_log()))?;
+    let log = open_log(dir, request).map_err(SettleError::io(dir.customization_log()))?;
     match fault {
         Some(_) => log.error(cause),
         None => log.say(cause),
     }
     log.say("No virtual machine was started.");
     if journal.is_empty() {
-        journal.append(opening(dir, &request));
+        journal.append(opening(dir, request));
     }
     let state = if fault.is_some() { RunState::Failed } else { RunState::Canceled };
     end(dir, &journal, state, cause.to_owned(), fault.map(|fault| failure(dir, fault, cause)))
@@ -124,22 +137,35 @@ fn opening(dir: &RunDir, request: &RunRequest) -> RunEventKind {
     }
 }
 
+/// The whole of a file in a folder that may be another user's.
+pub(crate) fn read_own(path: &Path) -> io::Result<Vec<u8>> {
+    use std::io::Read as _;
+    use std::os::unix::fs::OpenOptionsExt as _;
+    let no_traps = rustix::fs::OFlags::NOFOLLOW | rustix::fs::OFlags::NONBLOCK;
+    let mut file =
+        std::fs::File::options().read(true).custom_flags(no_traps.bits().cast_signed()).open(path)?;
+    let mut bytes = Vec::new();
+    file.read_to_end(&mut bytes)?;
+    Ok(bytes)
+}
+
 fn read_plan(dir: &RunDir) -> Option<BuildPlan> {
-    BuildPlan::from_json(&std::fs::read_to_string(dir.plan()).ok()?).ok()
+    BuildPlan::from_json(&String::from_utf8(read_own(&dir.plan()).ok()?).ok()?).ok()
 }
 
 /// An artifact whose record was written is finished, and gets its event if the worker died in between. In a folder
 /// of this run's own, one without a record is not, and goes; elsewhere it may be an earlier run's.
 fn settle_outputs(dir: &RunDir, request: &RunRequest, journal: &Journal) -> Result<(), SettleError> {
     let Some(plan) = read_plan(dir) else { return Ok(()) };
-    let bytes = std::fs::read(dir.events()).map_err(SettleError::io(dir.events()))?;
-    let events = read_events(&bytes).map(|log| log.events).unwrap_or_default();
+    let events = read_own(&dir.events()).map_err(SettleError::io(dir.events()))?;
+    let events = read_events(&events).map(|log| log.events).unwrap_or_default();
     for distributor in &plan.distributors {
         let Distributor::Vhd { run_output_name: name, .. } = distributor;
         let told = events.iter().any(
             |event| matches!(&event.event, RunEventKind::OutputPublished { output } if output.name == *name),
         );
-        if told {
+        // A plan has run output names only; this one may have been changed since.
+        if told || name.contains('/') {
             continue;
         }
         match own_output(&request.output_dir.join(format!("{name}.json")), request) {
@@ -168,13 +194,13 @@ fn last_words(dir: &RunDir) -> String {
 }
 
 fn own_output(record: &Path, request: &RunRequest) -> Option<RunOutput> {
-    let output = RunOutput::from_json(&std::fs::read_to_string(record).ok()?).ok()?;
+    let output = RunOutput::from_json(&String::from_utf8(read_own(record).ok()?).ok()?).ok()?;
     (output.run_id == request.run_id.as_str()).then_some(output)
 }
 
 fn failure(dir: &RunDir, fault: Fault, cause: &str) -> Failure {
     // How far it came, as far as its events can be read.
-    let events = std::fs::read(dir.events()).ok().and_then(|bytes| read_events(&bytes).ok());
+    let events = read_own(&dir.events()).ok().and_then(|bytes| read_events(&bytes).ok());
     let view = RunView::of(&events.unwrap_or_default().events).unwrap_or_default();
     Failure {
         fault,

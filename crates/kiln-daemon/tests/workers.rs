@@ -100,7 +100,8 @@ async fn a_worker_that_dies_is_noticed_and_its_run_settled_once() {
     let place = place(false);
     std::fs::create_dir(place.dir.work()).unwrap();
     std::fs::write(place.dir.work().join("os.qcow2"), "half").unwrap();
-    let sockets = place.output.with_file_name("sockets");
+    // Named as the run is, as the real ones are.
+    let sockets = place.output.with_file_name(place.dir.read_request().unwrap().run_id.short());
     let download = place.output.with_file_name("library").join("tmp/once-abc.part");
     std::fs::create_dir_all(download.parent().unwrap()).unwrap();
     std::fs::write(&download, "half").unwrap();
@@ -155,6 +156,18 @@ async fn a_run_with_a_living_worker_is_not_settled() {
     assert!(!place.dir.events().exists(), "nothing is written without the lock");
     worker.kill();
     worker.ended().await;
+}
+
+/// A server may be root and the worker not: its claim is its word, and no reason to remove anything else.
+#[tokio::test]
+async fn a_claim_names_no_folder_but_its_runs_own() {
+    let place = place(false);
+    let other = place.output.with_file_name("other");
+    std::fs::create_dir(&other).unwrap();
+    place.dir.write_claim(&claim(&other)).unwrap();
+    let error = settle(&place.dir, "gone").unwrap_err();
+    assert!(error.to_string().contains(&other.display().to_string()), "{error}");
+    assert!(other.exists());
 }
 
 async fn wait_for(path: &Path) {

@@ -21,6 +21,9 @@ const DEPTH: u32 = 16;
 /// Gives one open file.
 pub fn give_file(file: &File, to: &Identity) -> io::Result<()> {
     let (uid, gid) = ids(to);
+    if rustix::fs::fstat(file)?.st_nlink != 1 {
+        return Err(io::Error::other("it has a second name, and may be somebody else's file"));
+    }
     Ok(rustix::fs::fchown(file, Some(uid), Some(gid))?)
 }
 

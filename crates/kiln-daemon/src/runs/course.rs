@@ -20,7 +20,7 @@ use super::ledger::{self, End, Note};
 use super::{Inner, OVERDUE, messages};
 use crate::executor::{self, StartError, Worker};
 use crate::follow::{Followed, News, follow_events};
-use crate::settle::{SettleError, end_unstarted, settle};
+use crate::settle::{SettleError, end_unstarted, read_own, settle_request};
 use crate::store::{RunOrigin, RunRecord};
 
 /// A plan that waited longer than this is made anew: a newer image may have come.
@@ -113,23 +113,21 @@ impl Course {
         let (dir, worker) = match beginning {
             Beginning::Queued => {
                 let plan = self.wait_for_room(place).await?;
-                let dir = self.prepare(plan).await?;
+                let dir = self.prepare(Prepare::Anew(Box::new(plan))).await?;
                 let worker = self.start(&dir).await?;
                 (dir, worker)
             }
             Beginning::Prepared(dir) => {
-                let plan = self.read_plan(&dir).await.map_err(|error| {
-                    Halt::Ended(End::failed(
-                        format!("its plan cannot be used any more: {error}"),
-                        Fault::Host,
-                    ))
-                });
-                let plan = match plan {
+                let plan = match self.read_plan(&dir).await {
                     Ok(plan) => plan,
-                    Err(Halt::Ended(end)) => return Err(self.never_started(end).await),
-                    Err(halt) => return Err(halt),
+                    Err(why) => {
+                        let end =
+                            End::failed(format!("its plan cannot be used any more: {why}"), Fault::Host);
+                        return Err(self.never_started(end).await);
+                    }
                 };
                 self.admitted(place, &plan).await?;
+                let dir = self.prepare(Prepare::Rest(dir)).await?;
                 let worker = self.start(&dir).await?;
                 (dir, worker)
             }
@@ -198,7 +196,7 @@ impl Course {
     }
 
     /// Makes the run's directory and its folder for artifacts.
-    async fn prepare(&self, plan: BuildPlan) -> Result<RunDir, Halt> {
+    async fn prepare(&self, prepared: Prepare) -> Result<RunDir, Halt> {
         let (inner, run) = (Arc::clone(&self.inner), self.run.clone());
         let operation = self.inner.store.read({
             let id = run.operation.clone();
@@ -209,7 +207,11 @@ impl Course {
             let request = request(&inner, &run);
             let write = |path: PathBuf| move |source| StartError::Write { path, source };
             super::private_folder(&request.output_dir).map_err(write(request.output_dir.clone()))?;
-            let dir = executor::prepare(&inner.settings.runs_root, &plan, &request)?;
+            let dir = match prepared {
+                Prepare::Anew(plan) => executor::prepare(&inner.settings.runs_root, &plan, &request)?,
+                // What follows may not have been done before the former server ended.
+                Prepare::Rest(dir) => dir,
+            };
             if let Some(operation) = &operation {
                 RunOrigin::new(&run, operation).write(&dir).map_err(write(dir.path().to_owned()))?;
             }
@@ -346,8 +348,8 @@ impl Course {
     ///
     /// Here a run with a checkpoint will go on from there, once; there are no checkpoints yet.
     async fn settle(&self, dir: &RunDir, how: String) -> Settled {
-        let (path, cause) = (dir.clone(), how.clone());
-        let settled = match blocking(move || settle(&path, &cause)).await {
+        let (path, cause, request) = (dir.clone(), how.clone(), request(&self.inner, &self.run));
+        let settled = match blocking(move || settle_request(&path, &request, &cause)).await {
             Ok(settled) => settled,
             Err(_) => return Settled::Ended(End::failed("settling it failed", Fault::Bug)),
         };
@@ -373,7 +375,7 @@ impl Course {
     /// The end that stands in a run's events, with what was published before.
     async fn end_in(&self, dir: &RunDir) -> End {
         let path = dir.events();
-        let read = blocking(move || std::fs::read(path)).await;
+        let read = blocking(move || read_own(&path)).await;
         let events = match read {
             Ok(Ok(bytes)) => read_events(&bytes).map_err(|error| error.to_string()),
             Ok(Err(error)) => Err(error.to_string()),
@@ -402,10 +404,11 @@ impl Course {
             } else {
                 RunDir::create(&inner.settings.runs_root, &run.id)?
             };
+            let request = request(&inner, &run);
             if !dir.request().exists() {
-                dir.write_request(&request(&inner, &run))?;
+                dir.write_request(&request)?;
             }
-            end_unstarted(&dir, &told.cause, told.fault)?;
+            end_unstarted(&dir, &request, &told.cause, told.fault)?;
             // Nothing was made in it.
             let _ = std::fs::remove_dir(inner.settings.artifacts_root.join(run.id.as_str()));
             Ok(())
@@ -456,12 +459,19 @@ impl Course {
 
     async fn read_plan(&self, dir: &RunDir) -> Result<BuildPlan, String> {
         let path = dir.plan();
-        match blocking(move || std::fs::read_to_string(path)).await {
-            Ok(Ok(text)) => BuildPlan::from_json(&text).map_err(|error| sentence(&error)),
+        match blocking(move || read_own(&path)).await {
+            Ok(Ok(bytes)) => {
+                BuildPlan::from_json(&String::from_utf8_lossy(&bytes)).map_err(|error| sentence(&error))
+            }
             Ok(Err(error)) => Err(error.to_string()),
             Err(_) => Err("reading it failed".to_owned()),
         }
     }
+}
+
+enum Prepare {
+    Anew(Box<BuildPlan>),
+    Rest(RunDir),
 }
 
 /// How following a worker ended.
