@@ -118,17 +118,11 @@ async fn remove(store: &Store, places: &Places, plan: &GcPlan, item: &GcItem) ->
 async fn remove_run(store: &Store, places: &Places, run: &RunId) -> Result<bool, GcError> {
     let path = places.runs.join(run.as_str());
     let locked = path.clone();
-    let held = blocking(move || match lock(&locked) {
-        Err(GcError::Remove { source, .. }) if source.kind() == io::ErrorKind::NotFound => Ok(None),
-        Ok(None) => Ok(Some(None)),
-        other => other.map(Some),
-    });
-    let lock = match held.await? {
-        // No directory: only its row is left.
-        None => None,
-        Some(None) => return Ok(false),
-        Some(lock) => lock,
-    };
+    // Without a directory only its row is left.
+    let (has_directory, lock) = blocking(move || Ok((locked.is_dir(), lock(&locked)?))).await?;
+    if has_directory && lock.is_none() {
+        return Ok(false);
+    }
     let id = run.clone();
     let gone = store.write(move |w| -> Result<bool, StoreError> {
         match w.run(&id)? {
@@ -164,9 +158,12 @@ async fn remove_older(store: &Store, log: Log, before: i64) -> Result<bool, GcEr
     Ok(true)
 }
 
-/// The lock of a run's directory; `None` while somebody holds it.
+/// The lock of a run's directory; `None` while somebody holds it, or where the directory is gone.
 fn lock(path: &Path) -> Result<Option<FileLock>, GcError> {
-    FileLock::try_exclusive(path.join("lock")).map_err(disk(path))
+    match FileLock::try_exclusive(path.join("lock")) {
+        Err(error) if error.kind() == io::ErrorKind::NotFound => Ok(None),
+        lock => lock.map_err(disk(path)),
+    }
 }
 
 /// Its name goes first, so that no half of it is taken for a run.

@@ -24,12 +24,14 @@ mod find;
 mod tests;
 
 use std::path::PathBuf;
+use std::time::Duration;
 
 use jiff::Timestamp;
 use kiln_build::run_dir::RunId;
 use kiln_library::{Library, LibraryError};
 use kiln_model::Sha256;
 use serde::Serialize;
+use tokio_util::sync::CancellationToken;
 
 use crate::store::{Store, StoreError};
 
@@ -37,6 +39,9 @@ pub use carry_out::{GcDone, GcFailure, carry_out, remove_artifacts};
 
 /// Operations can be read this long after their end.
 const OPERATION_DAYS: i64 = 7;
+/// Recovery comes first.
+const FIRST: Duration = Duration::from_secs(10 * 60);
+const EVERY: Duration = Duration::from_secs(24 * 3600);
 /// As long as Azure keeps its activity log.
 const ACTIVITY_DAYS: i64 = 90;
 /// Removed folders get this before their name first: what still has it is nobody's.
@@ -158,6 +163,46 @@ pub enum GcError {
     Remove { path: PathBuf, source: std::io::Error },
     #[error("retention was stopped")]
     Stopped,
+}
+
+/// Removes what is to go, soon after a start and then every day, until `shutdown`.
+pub async fn every_day(store: Store, places: Places, retention: Retention, shutdown: CancellationToken) {
+    again_and_again(store, places, retention, FIRST, shutdown).await;
+}
+
+async fn again_and_again(
+    store: Store,
+    places: Places,
+    retention: Retention,
+    first: Duration,
+    shutdown: CancellationToken,
+) {
+    let mut wait = first;
+    loop {
+        tokio::select! {
+            () = shutdown.cancelled() => return,
+            // Retention counts days; nothing else tells it that one has passed.
+            () = tokio::time::sleep(wait) => {}
+        }
+        wait = EVERY;
+        match plan(&store, &places, &retention, Timestamp::now()).await {
+            Ok(plan) => {
+                // Each item is whole by itself: the rest goes another day.
+                let done = tokio::select! {
+                    () = shutdown.cancelled() => return,
+                    done = carry_out(&store, &places, &plan) => done,
+                };
+                let bytes: u64 = done.removed.iter().map(|item| item.bytes).sum();
+                tracing::info!(removed = done.removed.len(), failed = done.failed.len(), bytes, "retention");
+            }
+            Err(error) => {
+                tracing::warn!(
+                    error = &error as &dyn std::error::Error,
+                    "retention could not look at what there is"
+                );
+            }
+        }
+    }
 }
 
 /// Says what would go now. Changes nothing.

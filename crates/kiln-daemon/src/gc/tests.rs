@@ -591,6 +591,24 @@ async fn one_failure_does_not_keep_the_others() {
 }
 
 #[tokio::test]
+async fn it_comes_by_itself_and_ends_when_told() {
+    let data = Data::new().await;
+    let dir = data.run("old", RunState::Succeeded, OLDER, &[]).await;
+    let shutdown = CancellationToken::new();
+    let (store, places, retention) = (data.store.clone(), data.places.clone(), limits(1, 100, None));
+    let comes = tokio::spawn(again_and_again(store, places, retention, Duration::ZERO, shutdown.clone()));
+    let gone = async {
+        while dir.path().exists() {
+            // The file system is what is asked here.
+            tokio::time::sleep(Duration::from_millis(5)).await;
+        }
+    };
+    tokio::time::timeout(Duration::from_secs(10), gone).await.unwrap();
+    shutdown.cancel();
+    tokio::time::timeout(Duration::from_secs(10), comes).await.unwrap().unwrap();
+}
+
+#[tokio::test]
 async fn purging_a_template_removes_its_artifacts() {
     let data = Data::new().await;
     data.run("one", RunState::Succeeded, NEW, &["out", "other"]).await;

@@ -131,15 +131,16 @@ impl<'a> Reader<'a> {
         let state = filter.state.map(|state| rows::to_word(&state));
         let read = |row: &rusqlite::Row<'_>| Ok((rows::run(row)?, rows::plain::<i64>(row, "queued_us")?));
         let mut params: Vec<Value> = vec![time.into(), id.into(), more.into()];
-        let condition = match (&template, &state) {
-            (None, None) => "",
-            (Some(_), None) => "template_key = ?4 AND",
-            (None, Some(_)) => "state = ?4 AND",
-            (Some(_), Some(_)) => "template_key = ?4 AND state = ?5 AND",
+        let (index, condition) = match (&template, &state) {
+            (None, None) => ("runs_by_time", ""),
+            (Some(_), None) => ("runs_by_template", "template_key = ?4 AND"),
+            (None, Some(_)) => ("runs_by_state", "state = ?4 AND"),
+            // Runs of one template are far fewer than runs in one state, which SQLite does not know.
+            (Some(_), Some(_)) => ("runs_by_template", "template_key = ?4 AND state = ?5 AND"),
         };
         params.extend(template.into_iter().chain(state).map(Value::from));
         let sql = &format!(
-            "SELECT queued_us, {RUN} FROM runs WHERE {condition} (queued_us, id) < (?1, ?2) \
+            "SELECT queued_us, {RUN} FROM runs INDEXED BY {index} WHERE {condition} (queued_us, id) < (?1, ?2) \
              ORDER BY queued_us DESC, id DESC LIMIT ?3"
         );
         let found = self.rows("run", sql, params_from_iter(params), read)?;

@@ -235,7 +235,7 @@ fn a_run_output_is_the_newest_artifact_of_its_name() {
     assert_eq!(w.output(&id("T"), "OUT").unwrap().unwrap(), new);
     let names: Vec<_> = w.outputs(&id("t")).unwrap().into_iter().map(|output| output.name).collect();
     assert_eq!(names, ["b", "out"]);
-    assert_eq!(w.outputs_of_run(&run_id(1)).unwrap(), [old.clone()]);
+    assert_eq!(w.outputs_of_run(&run_id(1)).unwrap(), std::slice::from_ref(&old));
     assert_eq!(w.artifact(&run_id(1), "Out.vhd").unwrap(), Some(old));
     assert!(w.artifact(&run_id(1), "out.vhd").unwrap().is_none(), "files have case");
     assert_eq!(w.artifacts(&id("T")).unwrap().len(), 3);
