@@ -3,7 +3,7 @@
 use std::sync::Arc;
 use std::time::Duration;
 
-use kiln_daemon::executor::WorkerCommand;
+use kiln_daemon::executor::{Placement, WorkerCommand};
 use kiln_daemon::runs::{HostBudget, Planner, Runs, RunsSettings, Unplannable};
 use kiln_daemon::store::{OperationStatus, ProvisioningState, RunFilter, StoreError};
 use kiln_daemon::templates::DeleteOptions;
@@ -24,6 +24,7 @@ async fn runs(home: &Home, takes: Duration) -> Runs {
         library: home.settings.shelves.library.clone(),
         worker: WorkerCommand::new("/bin/false"),
         budget: HostBudget { memory_mib: 1 << 20, cpus: 64 },
+        placement: Some(Placement::Session { inside_service: None }),
         worker_user: None,
         kill_after: Duration::from_secs(1),
     };
