@@ -23,6 +23,7 @@ use crate::config::Names;
 
 pub(super) const CERTIFICATE: &str = "ca.pem";
 const KEY: &str = "ca.key";
+const LEAF: &str = "server.pem";
 const DAY: Duration = Duration::from_secs(24 * 60 * 60);
 const AUTHORITY_LIFE: Duration = DAY.saturating_mul(20 * 365);
 /// Some clients refuse longer ones (Apple: 825 days).
@@ -119,6 +120,11 @@ impl Authority {
         let certificate = params.signed_by(&key, &self.issuer)?;
         let private = PrivateKeyDer::Pkcs8(PrivatePkcs8KeyDer::from(key.serialize_der()));
         let signing = rustls::crypto::ring::sign::any_supported_type(&private)?;
+        // To be looked at: `openssl verify -CAfile ca.pem server.pem`. Nothing here reads it.
+        let shown = self.path.with_file_name(LEAF);
+        if let Err(error) = publish::write_file(&shown, certificate.pem().as_bytes(), 0o644) {
+            tracing::warn!("cannot write {}: {error}", shown.display());
+        }
         // The authority goes along: some clients show it, none trusts it for that.
         let chain = vec![certificate.into(), self.certificate.clone()];
         Ok(Leaf {

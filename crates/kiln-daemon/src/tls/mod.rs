@@ -4,8 +4,8 @@
 //!  server/tls/ca.pem, ca.key     made at first start, for 20 years; clients are told to trust ca.pem
 //!        │ signs
 //!        ▼
-//!  leaf                          made at each start, in memory only; for every name of ours; anew when a third of its
-//!                                year is left or the names have changed
+//!  leaf                          made at each start, for every name of ours; anew when a third of its year is left or
+//!                                the names have changed. Its key is in memory only; server.pem is a copy to look at
 //! ```
 //! A given certificate and key are read again when a file of theirs has changed; while the new ones cannot be used,
 //! the old ones stay, and the log says why.
@@ -130,7 +130,7 @@ impl Own {
 
 impl ResolvesServerCert for Resolver {
     fn resolve(&self, _: ClientHello<'_>) -> Option<Arc<CertifiedKey>> {
-        // What is done under these locks takes a millisecond at most: a key of P-256, or two small files.
+        // What is done under these locks takes milliseconds, and that rarely: a key of P-256, or small files.
         Some(match &self.0 {
             Source::Own(own) => own.lock().unwrap_or_else(PoisonError::into_inner).current(),
             Source::Given(given) => given.lock().unwrap_or_else(PoisonError::into_inner).current(),

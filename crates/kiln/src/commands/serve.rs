@@ -91,7 +91,7 @@ async fn serve(around: &Surroundings<'_>, settings: &ServeSettings) -> End {
             _ = interrupt.recv() => break "Ctrl-C",
             _ = hang_up.recv() => {
                 notifier.reloading();
-                reload(&server.daemon.access, settings);
+                reload(&server.daemon, settings);
                 notifier.ready(&status);
             }
         }
@@ -122,12 +122,13 @@ fn configuration(settings: &ServeSettings) -> Result<Config, Failure> {
     }))
 }
 
-/// Takes the principals of the file as it is now; everything else needs a restart.
-fn reload(access: &kiln_daemon::access::Access, settings: &ServeSettings) {
+/// Takes the principals and the names of the file as it is now; everything else needs a restart.
+fn reload(daemon: &Daemon, settings: &ServeSettings) {
     match configuration(settings) {
         Ok(config) => {
-            access.reload(&config);
-            tracing::info!("the configuration's principals were read again; other changes need a restart");
+            daemon.access.reload(&config);
+            daemon.environment.names.reload(&config);
+            tracing::info!("principals and names were read again; other changes need a restart");
         }
         // The server goes on with what it has.
         Err(failure) => tracing::error!("the configuration was not read again: {:#}", failure.error),
