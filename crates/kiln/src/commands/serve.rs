@@ -14,6 +14,7 @@ use std::path::Path;
 
 use anyhow::{Context as _, anyhow};
 use kiln_daemon::config::{Config, Listen, Overrides};
+use kiln_daemon::daemon::Daemon;
 use tokio::signal::unix::{SignalKind, signal};
 use zeroize::Zeroizing;
 

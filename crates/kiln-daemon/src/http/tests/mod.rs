@@ -1,5 +1,6 @@
 //! The API through its router: real rooms in a temporary folder, no network.
 
+mod around;
 mod flow;
 mod own;
 mod refusals;
