@@ -34,6 +34,8 @@ pub enum ServerError {
     Settings(#[source] anyhow::Error),
     #[error("cannot tell where this program lies")]
     Program(#[source] std::io::Error),
+    #[error("the server broke down")]
+    Broken(#[source] tokio::task::JoinError),
 }
 
 /// The configuration file of the environment, or the defaults.
@@ -45,6 +47,17 @@ pub fn read_config(environment: &Environment) -> Result<Config, Failure> {
             Config::read(&path).map_err(|error: ConfigError| Failure::input(error))
         }
     }
+}
+
+/// Where the data lies: `KILN_DATA` over the configuration, over the user's own folder.
+pub fn folders(environment: &Environment, config: &Config) -> Result<Folders, Failure> {
+    let configured = config.data.as_deref().filter(|_| environment.data_folder().is_none());
+    Folders::with_data(environment, configured).map_err(Failure::host)
+}
+
+/// The socket of whoever serves these folders.
+pub fn socket(config: &Config, folders: &Folders) -> PathBuf {
+    config.socket.path.clone().unwrap_or_else(|| folders.socket())
 }
 
 /// A daemon that nobody talks to yet.
@@ -120,7 +133,7 @@ impl Server {
     pub async fn ended(&mut self) -> Result<(), ServerError> {
         match (&mut self.task).await {
             Ok(result) => Ok(result?),
-            Err(error) => Err(ServerError::Program(std::io::Error::other(error))),
+            Err(error) => Err(ServerError::Broken(error)),
         }
     }
 

@@ -9,7 +9,8 @@ use super::sign_in::SignIn;
 use super::{Client, ClientError, Link, Local};
 use crate::commands::Surroundings;
 use crate::exit::Failure;
-use crate::settings::{self, Address, Credential, Folders, ServerChoice, ServerSettings};
+use crate::server;
+use crate::settings::{self, Address, Credential, ServerChoice, ServerSettings};
 
 /// Where a packaged server listens.
 pub const SYSTEM_SOCKET: &str = "/run/kiln/kiln.sock";
@@ -35,10 +36,12 @@ pub async fn find(
         ServerChoice::Given(Address::Unix(path)) => (Link::socket(path, None)?, None),
         ServerChoice::Given(Address::Https(address)) => (tls(around, settings, address)?, None),
         ServerChoice::Find => {
-            let folders = Folders::resolve(around.environment).map_err(Failure::host)?;
-            let own = folders.socket();
+            let config = server::read_config(around.environment)?;
+            let folders = server::folders(around.environment, &config)?;
+            let own = server::socket(&config, &folders);
+            let local = |folders| Arc::new(Local::new(around.environment, config.clone(), folders));
             if reachable(&own).await {
-                let local = Arc::new(Local::new(around.environment, folders)?);
+                let local = local(folders);
                 (Link::socket(&own, Some(Arc::clone(&local)))?, Some(local))
             } else if around.environment.data_folder().is_none()
                 // Who names a data folder means its server, not the host's.
@@ -47,7 +50,7 @@ pub async fn find(
                 (Link::socket(Path::new(SYSTEM_SOCKET), None)?, None)
             } else if embed == Embed::Yes {
                 settings::ensure_private(&folders.runtime).map_err(Failure::host)?;
-                let local = Arc::new(Local::new(around.environment, folders)?);
+                let local = local(folders);
                 local.ensure_served().await.map_err(ClientError::from)?;
                 (Link::socket(&own, Some(Arc::clone(&local)))?, Some(local))
             } else {
@@ -83,7 +86,7 @@ fn tls(around: &Surroundings<'_>, settings: &ServerSettings, address: &str) -> R
 
 /// What the data folder knows about its own server, if that is the one.
 fn own_setup(around: &Surroundings<'_>, address: &str) -> Option<ClientSetup> {
-    let folders = Folders::resolve(around.environment).ok()?;
-    let config = kiln_daemon::config::Config::default();
+    let config = server::read_config(around.environment).ok()?;
+    let folders = server::folders(around.environment, &config).ok()?;
     ClientSetup::read(&folders.data, &config).ok().filter(|own| own.url.eq_ignore_ascii_case(address))
 }

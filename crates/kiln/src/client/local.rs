@@ -19,18 +19,17 @@ use kiln_daemon::config::Config;
 use tokio::sync::Mutex;
 
 use super::find::reachable;
-use crate::exit::Failure;
 use crate::server::{Opened, Server, ServerError};
 use crate::settings::{Environment, Folders};
 
 /// A daemon starts in under a second; a loaded host takes longer.
-const LIMIT: Duration = Duration::from_secs(30);
+const LIMIT: Duration = Duration::from_secs(10);
 /// Nothing tells when a lock is let go by a process that ends, or a socket begins to listen.
 const PAUSE: Duration = Duration::from_millis(50);
 
 #[derive(Debug, thiserror::Error)]
 pub enum LocalError {
-    #[error("another process holds {} and does not listen at {}", .lock.display(), .socket.display())]
+    #[error("another process holds {} and does not listen at {}: name its address with --server", .lock.display(), .socket.display())]
     Held { lock: PathBuf, socket: PathBuf },
     #[error(transparent)]
     Server(#[from] ServerError),
@@ -45,15 +44,14 @@ pub struct Local {
 }
 
 impl Local {
-    pub fn new(environment: &Environment, folders: Folders) -> Result<Self, Failure> {
-        let config = crate::server::read_config(environment)?;
-        Ok(Self { environment: environment.clone(), config, folders, own: Mutex::new(None) })
+    pub fn new(environment: &Environment, config: Config, folders: Folders) -> Self {
+        Self { environment: environment.clone(), config, folders, own: Mutex::new(None) }
     }
 
     /// Makes sure that somebody listens at the socket.
     pub async fn ensure_served(&self) -> Result<(), LocalError> {
         let mut own = self.own.lock().await;
-        let socket = self.folders.socket();
+        let socket = crate::server::socket(&self.config, &self.folders);
         let give_up = Instant::now() + LIMIT;
         loop {
             if reachable(&socket).await {

@@ -2,7 +2,8 @@
 //! command and flag there is, is in it.
 //!
 //! Commands run where they can do no harm: an empty folder, no programs on `PATH`, and a
-//! data folder that cannot be made. They fail there, but never by wrong usage.
+//! data folder that cannot be made. They fail there, but never by wrong usage. What would
+//! succeed all the same (a server with a folder of its own) is in `sh` blocks, unrun.
 
 use std::collections::BTreeSet;
 use std::path::Path;
