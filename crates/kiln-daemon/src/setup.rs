@@ -89,6 +89,11 @@ impl ClientSetup {
     }
 }
 
+/// A server (not a command that is one for a while) serves the folder over TCP, or did until it was killed just now.
+pub fn is_serving(data: &Path) -> bool {
+    serve::read_endpoint(&Paths::new(data.to_owned()).server()).is_some_and(|endpoint| is_alive(endpoint.pid))
+}
+
 /// Of a server that was killed the file stays behind.
 fn is_alive(pid: u32) -> bool {
     let pid = i32::try_from(pid).ok().and_then(rustix::process::Pid::from_raw);

@@ -39,6 +39,8 @@ impl Change {
 
 /// A row that cannot be written fails nothing: what was asked for has happened.
 pub async fn append(daemon: &Daemon, row: ActivityRecord) {
+    let ActivityRecord { by, action, resource, outcome, .. } = &row;
+    tracing::info!(by, action, resource, outcome, "a change");
     let written = daemon.store.write(move |store| store.append_activity(&row)).await;
     if let Err(error) = written.map_err(|error: StoreError| error) {
         tracing::error!("a change is missing in the activity log: {error}");

@@ -40,7 +40,11 @@ pub async fn find(
             let folders = server::folders(around.environment, &config)?;
             let own = server::socket(&config, &folders);
             let local = |folders| Arc::new(Local::new(around.environment, config.clone(), folders));
-            if reachable(&own).await {
+            if reachable(&own).await && kiln_daemon::setup::is_serving(&folders.data) {
+                // A server that goes away comes back: its place is not to be taken.
+                (Link::socket(&own, None)?, None)
+            } else if reachable(&own).await {
+                // Another command, which is the server for as long as it lasts.
                 let local = local(folders);
                 (Link::socket(&own, Some(Arc::clone(&local)))?, Some(local))
             } else if around.environment.data_folder().is_none()

@@ -7,7 +7,7 @@ use serde_json::{Value, json};
 
 use super::session::{not_found, wait_for, with_server};
 use super::signals::Signals;
-use super::template::{pretty, text};
+use super::template::{pretty, text, time};
 use super::{End, Surroundings};
 use crate::args::{RunCancelArgs, RunCommand, RunListArgs, RunLogsArgs, RunStartArgs, RunWatchArgs};
 use crate::client::{Ask, Client, ClientError, Stream, encode, follow, run_id};
@@ -133,8 +133,15 @@ async fn list(around: &Surroundings<'_>, args: RunListArgs) -> End {
                 };
                 let message = of("message").lines().next().unwrap_or_default().to_owned();
                 let template = of("template").rsplit('/').next().unwrap_or_default().to_owned();
-                [run_id(run).unwrap_or_default(), template, state, of("startTime"), of("endTime"), message]
-                    .map(|cell| neutralize(&cell))
+                [
+                    run_id(run).unwrap_or_default(),
+                    template,
+                    state,
+                    time(&of("startTime")),
+                    time(&of("endTime")),
+                    message,
+                ]
+                .map(|cell| neutralize(&cell))
             })
             .collect();
         table(["RUN", "TEMPLATE", "STATE", "STARTED", "ENDED", "MESSAGE"], &rows, around.printer.out)

@@ -166,8 +166,10 @@ fn failure(error: ServerError) -> Failure {
     match error {
         ServerError::Held { lock } => {
             let folder = lock.parent().and_then(Path::parent).unwrap_or(&lock).to_owned();
-            Failure::host(anyhow!("another process serves {} already", folder.display()))
-                .hint("stop it first, or give this server a folder of its own with --data")
+            Failure::host(anyhow!("another process serves {} already", folder.display())).hint(
+                "a server has to be stopped first; a command that works without one is done when it ends; \
+                 or give this server a folder of its own with --data",
+            )
         }
         error => Failure::host(error),
     }

@@ -2,8 +2,9 @@
 
 use anyhow::anyhow;
 use kiln_model::api::ApiVersion;
+use kiln_model::problem::Code;
 use kiln_model::run::Fault;
-use kiln_model::{Document, Problems};
+use kiln_model::{Document, Problem, Problems};
 use reqwest::Method;
 use serde_json::{Value, json};
 
@@ -48,6 +49,10 @@ impl Upload {
         let shelves = Shelves::look(&folders)?;
         let bytes = prepare::read(input)?;
         let (problems, checked) = prepare::check_document(input, &bytes, &shelves, false);
+        // Which images there are is the server's to know.
+        let problems: Vec<Problem> =
+            problems.iter().filter(|problem| problem.code != Code::UnknownImage).cloned().collect();
+        let problems = Problems::new(problems);
         let Some((document, template)) = checked else { return Err(NoPlan::Problems(problems)) };
         let body = Document::body(&document);
         let inputs = LocalInput::of(&body);
@@ -229,6 +234,11 @@ pub fn text(value: &Value, pointer: &str) -> String {
         Some(Value::Null) | None => String::new(),
         Some(other) => other.to_string(),
     }
+}
+
+/// A time for people: `2026-11-23 17:22:33`, UTC.
+pub fn time(text: &str) -> String {
+    text.split(['.', 'Z']).next().unwrap_or_default().replace('T', " ")
 }
 
 /// `Succeeded`, or `Failed: DownloadFailed: …`.
