@@ -125,11 +125,7 @@ impl Document {
     /// # Errors
     /// A key is repeated.
     pub fn to_json(&self) -> Result<serde_json::Value, Problems> {
-        if self.notes.is_empty() {
-            Ok(plain(&self.resource))
-        } else {
-            Err(Problems::new(self.notes.clone()))
-        }
+        if self.notes.is_empty() { Ok(plain(&self.resource)) } else { Err(Problems::new(self.notes.clone())) }
     }
 
     /// Puts whole addresses where a reader of the resource got redacted ones and sends them back.

@@ -98,9 +98,7 @@ impl Templates {
         };
         let tags = match change.tags {
             Some(Value::Object(tags)) => tags,
-            Some(other) => {
-                return Err(wrong("/tags", format!("'tags' is an object of strings, not {other}")));
-            }
+            Some(other) => return Err(wrong("/tags", "an object of strings", &other)),
             None => old.tags.clone(),
         };
         let before = stored_version(&old.api_version);
@@ -136,11 +134,11 @@ fn read_change(bytes: &[u8], old: &TemplateRecord, version: ApiVersion) -> Resul
             Some("tags") => change.tags = Some(value),
             Some("identity") => match value {
                 Value::Object(identity) => change.identity = Some(identity),
-                other => return Err(wrong("/identity", format!("'identity' is an object, not {other}"))),
+                other => return Err(wrong("/identity", "an object", &other)),
             },
             Some("properties") => match value {
                 Value::Object(properties) => read_properties(properties, version, &mut change)?,
-                other => return Err(wrong("/properties", format!("'properties' is an object, not {other}"))),
+                other => return Err(wrong("/properties", "an object", &other)),
             },
             // Sent back as it was read.
             Some("id" | "name" | "type" | "systemData") => {}
@@ -196,9 +194,20 @@ fn same_location(a: &str, b: &str) -> bool {
     super::location_name(a) == super::location_name(b)
 }
 
-fn wrong(pointer: &str, message: String) -> TemplateError {
+/// The value itself is not repeated: it may hold a secret.
+fn wrong(pointer: &str, wanted: &str, found: &Value) -> TemplateError {
+    let found = match found {
+        Value::Null => "null",
+        Value::Bool(_) => "a boolean",
+        Value::Number(_) => "a number",
+        Value::String(_) => "a string",
+        Value::Array(_) => "a list",
+        Value::Object(_) => "an object",
+    };
+    let name = pointer.trim_start_matches('/');
+    let message = format!("Validation failed: 'ImageTemplate': Field '{name}' must be {wanted}, not {found}");
     let place = Place { pointer: pointer.to_owned(), ..Place::default() };
-    TemplateError::invalid(Problem::error(Code::WrongType, &place, format!("Validation failed: {message}")))
+    TemplateError::invalid(Problem::error(Code::WrongType, &place, message))
 }
 
 fn unknown(name: &str, below: &str, version: ApiVersion) -> TemplateError {

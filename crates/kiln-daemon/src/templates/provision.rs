@@ -105,7 +105,16 @@ impl Templates {
         let Some(record) = record.filter(|record| is_work_of(record, operation)) else {
             return Ok(self.abandon(operation.to_owned()).await?);
         };
-        let outcome = self.fetch(record, cancel).await?;
+        let outcome = match self.fetch(record, cancel).await {
+            Err(TemplateError::Store(error)) => return Err(error.into()),
+            // It would be in the making for ever.
+            Err(error) => {
+                tracing::error!(template = %id, error = &error as &dyn Error, "a template cannot be provisioned");
+                let message = format!("Internal error occurred. {}", with_causes(&error));
+                Outcome::Failed(ProvisioningError { code: "ServerError".to_owned(), message })
+            }
+            Ok(outcome) => outcome,
+        };
         drop(turn);
         self.finish(id.clone(), operation.to_owned(), outcome).await
     }
@@ -374,7 +383,7 @@ fn failed(template: &CheckedTemplate, failures: Vec<(Fault, String)>) -> Provisi
     let texts: Vec<String> = failures.into_iter().map(|(_, text)| text).collect();
     let mut message = texts.join("\n");
     if message.len() > LONGEST_MESSAGE {
-        let end = message.floor_char_boundary(LONGEST_MESSAGE);
+        let end = (0..=LONGEST_MESSAGE).rev().find(|end| message.is_char_boundary(*end)).unwrap_or(0);
         message.truncate(end);
         message.push('…');
     }

@@ -124,7 +124,9 @@ fn read_trigger(bytes: &[u8], name: &str, version: ApiVersion) -> Result<String,
         None | Some(Value::Null) => Err(missing("'Trigger.properties'", "kind", "/properties")),
         Some(Value::String(kind)) if kind == SOURCE_IMAGE => Ok(kind),
         Some(other) => {
-            let shown: String = other.to_string().trim_matches('"').chars().take(80).collect();
+            // What is no word is not repeated.
+            let word = other.as_str().filter(|text| text.chars().all(char::is_alphanumeric));
+            let shown: String = word.unwrap_or_default().chars().take(80).collect();
             let message =
                 format!("Validation failed: 'Trigger.properties': Field 'kind' has a bad value: '{shown}'");
             let place = Place { pointer: "/properties/kind".to_owned(), ..Place::default() };

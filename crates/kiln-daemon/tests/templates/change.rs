@@ -89,7 +89,12 @@ async fn what_may_not_be_changed_is_not() {
             "ValidationFailed",
             "bad value: 'Nonsense'",
         ),
-        (V2023, json!({"tags": []}), "ValidationFailed", "'tags' is an object of strings"),
+        (
+            V2023,
+            json!({"tags": []}),
+            "ValidationFailed",
+            "Field 'tags' must be an object of strings, not a list",
+        ),
         (
             V2023,
             json!({"identity": {"type": "SystemAssigned"}}),

@@ -188,3 +188,25 @@ async fn validators_are_fetched_too() {
     assert_eq!(record.provisioning_error.unwrap().code, "NoValidatorScript");
     let _: Value = view(&home.template().await.unwrap(), LENIENT);
 }
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_broken_library_fails_the_template_instead_of_leaving_it_in_the_making() {
+    let web = Web::start([("/slow", hangs_once(b"x"))]).await;
+    let home = Home::new().await;
+    let accepted = home.put(&body(json!([script(&format!("{}/slow", web.base))]))).await.unwrap();
+    while web.hits("/slow") == 0 {
+        tokio::time::sleep(std::time::Duration::from_millis(5)).await;
+    }
+    home.templates.shutdown().await;
+    std::fs::write(home.settings.shelves.library.join("library.json"), r#"{"format": 999}"#).unwrap();
+    let home = home.reopened().await;
+    let (record, operation) = home.ended(&accepted.operation.id).await;
+    assert_eq!(record.provisioning, ProvisioningState::Failed);
+    let error = operation.error.unwrap();
+    assert_eq!(error.code, "ServerError");
+    assert!(
+        error.message.contains("Internal error occurred") && error.message.contains("999"),
+        "{}",
+        error.message
+    );
+}

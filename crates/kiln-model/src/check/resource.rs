@@ -162,16 +162,17 @@ fn read_envelope(document: &Document, report: &mut Report<'_>) -> (Option<String
         match (member.key.to_ascii_lowercase().as_str(), &member.value.value) {
             ("type", Value::String(text)) => is_template &= resource_type(text, &at, report),
             // The request's address names it. Another name in the body is a slip, or a file sent as it is.
-            ("name", Value::String(text)) if document.request.is_some() => {
-                if !text.eq_ignore_ascii_case(&document.fallback_name) {
-                    let message = format!(
-                        "the name '{}' is not looked at: the request is for '{}'",
-                        shown(text),
-                        document.fallback_name
-                    );
-                    report.warning(&at, Code::BadName, message);
-                }
+            ("name", Value::String(text))
+                if document.request.is_some() && !text.eq_ignore_ascii_case(&document.fallback_name) =>
+            {
+                let message = format!(
+                    "the name '{}' is not looked at: the request is for '{}'",
+                    shown(text),
+                    document.fallback_name
+                );
+                report.warning(&at, Code::BadName, message);
             }
+            ("name", Value::String(_)) if document.request.is_some() => {}
             ("name", Value::String(text)) if !is_placeholder(text) => {
                 if is_name(text) {
                     name = Some(text.clone());
