@@ -114,7 +114,16 @@ fn shared_by_a_probe(file: &File) -> io::Result<bool> {
 
 fn open(path: &Path, create: bool) -> io::Result<File> {
     // Writable, because NFS grants an exclusive lock only on a file open for writing.
-    OpenOptions::new().read(true).write(true).create(create).truncate(false).mode(0o600).open(path)
+    // No link is followed and no pipe waited for: its folder may be another user's than the one who locks.
+    let no_traps = rustix::fs::OFlags::NOFOLLOW | rustix::fs::OFlags::NONBLOCK;
+    OpenOptions::new()
+        .read(true)
+        .write(true)
+        .create(create)
+        .truncate(false)
+        .mode(0o600)
+        .custom_flags(no_traps.bits().cast_signed())
+        .open(path)
 }
 
 #[cfg(test)]
@@ -134,6 +143,15 @@ mod tests {
         drop(lock);
         assert!(!is_held(&path).unwrap());
         assert!(FileLock::try_exclusive(&path).unwrap().is_some());
+    }
+
+    #[test]
+    fn a_link_is_not_followed() {
+        let dir = tempfile::tempdir().unwrap();
+        let (path, outside) = (dir.path().join("lock"), dir.path().join("outside"));
+        std::os::unix::fs::symlink(&outside, &path).unwrap();
+        assert!(FileLock::try_exclusive(&path).is_err() && is_held(&path).is_err());
+        assert!(!outside.exists());
     }
 
     #[tokio::test]

@@ -1,4 +1,6 @@
 //! What there is: rows of the store, and what lies on the disk.
+//!
+//! A run's directory may be its worker's, and we may be root: no link in there is followed, no pipe waited for.
 
 use std::collections::{BTreeMap, HashSet};
 use std::fs::Metadata;
@@ -7,12 +9,13 @@ use std::os::unix::fs::MetadataExt as _;
 use std::path::{Path, PathBuf};
 
 use jiff::{SignedDuration, Timestamp};
-use kiln_build::run_dir::{RunDir, RunId};
+use kiln_build::run_dir::{RunDir, RunId, RunRequest};
 use kiln_library::ShelvedInput;
 use kiln_model::Sha256;
 use kiln_model::plan::BuildPlan;
 
 use super::{ACTIVITY_DAYS, GcError, OPERATION_DAYS, Places, REMOVED};
+use crate::settle::read_own;
 use crate::store::{ArtifactAge, Log, Reader, RunAge, StoreError};
 
 /// Microseconds since 1970; older rows of a log go.
@@ -130,8 +133,10 @@ fn leftover(path: PathBuf) -> Option<(PathBuf, u64)> {
 fn run_folder(path: &Path) -> Option<RunFolder> {
     let metadata = std::fs::symlink_metadata(path).ok().filter(Metadata::is_dir)?;
     let dir = RunDir::open(path).ok()?;
-    let times = [Some(metadata), std::fs::metadata(dir.events()).ok()];
-    let kept = dir.read_request().is_ok_and(|request| request.keep_on_error);
+    let times = [Some(metadata), std::fs::symlink_metadata(dir.events()).ok()];
+    let request = read_own(&dir.request()).ok();
+    let request = request.and_then(|bytes| serde_json::from_slice::<RunRequest>(&bytes).ok());
+    let kept = request.is_some_and(|request| request.keep_on_error);
     let work = std::fs::symlink_metadata(dir.work()).is_ok() && !kept;
     Some(RunFolder {
         bytes: bytes_below(path),
@@ -154,7 +159,7 @@ fn changed(metadata: &Metadata) -> i64 {
 
 /// Digests that the plan of a run names.
 fn inputs_of(path: &Path) -> Vec<Sha256> {
-    let plan = std::fs::read_to_string(path.join("plan.json")).ok();
+    let plan = read_own(&path.join("plan.json")).ok().and_then(|bytes| String::from_utf8(bytes).ok());
     let plan = plan.and_then(|text| BuildPlan::from_json(&text).ok());
     let customizers = plan.map(|plan| plan.customizers).unwrap_or_default();
     customizers.iter().filter_map(|customizer| customizer.input()?.sha256).collect()
@@ -172,14 +177,17 @@ fn entries(path: &Path) -> Result<Vec<PathBuf>, GcError> {
     }
 }
 
-/// On the disk; holes take none. What cannot be seen counts nothing.
+/// On the disk; holes take none. What cannot be seen, or lies deeper than Kiln puts anything, counts nothing.
 pub(super) fn bytes_below(path: &Path) -> u64 {
-    let Ok(metadata) = std::fs::symlink_metadata(path) else { return 0 };
-    let mut bytes = metadata.blocks() * 512;
-    if metadata.is_dir() {
-        for entry in std::fs::read_dir(path).into_iter().flatten().flatten() {
-            bytes += bytes_below(&entry.path());
+    fn sum(path: &Path, depth: u32) -> u64 {
+        let Ok(metadata) = std::fs::symlink_metadata(path) else { return 0 };
+        let mut bytes = metadata.blocks() * 512;
+        if metadata.is_dir() && depth > 0 {
+            for entry in std::fs::read_dir(path).into_iter().flatten().flatten() {
+                bytes += sum(&entry.path(), depth - 1);
+            }
         }
+        bytes
     }
-    bytes
+    sum(path, 16)
 }

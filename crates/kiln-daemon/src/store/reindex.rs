@@ -8,13 +8,15 @@
 use std::io;
 use std::path::{Path, PathBuf};
 
-use kiln_build::run_dir::{RunDir, RunId};
+use kiln_build::run_dir::{RunDir, RunId, RunRequest};
 use kiln_model::RunView;
 use kiln_model::event::read_events;
 use kiln_model::run::RunState;
 use serde::{Deserialize, Serialize};
 
+use super::rows::is_plain_name;
 use super::*;
+use crate::settle::read_own;
 
 /// The newest format of `origin.json` this build reads and the one it writes.
 pub const ORIGIN_FORMAT: u32 = 1;
@@ -69,7 +71,7 @@ impl RunOrigin {
         struct Head {
             format: u64,
         }
-        let bytes = match std::fs::read(path(dir)) {
+        let bytes = match read_own(&path(dir)) {
             Err(error) if error.kind() == io::ErrorKind::NotFound => return Ok(None),
             read => read.map_err(Skip::Io)?,
         };
@@ -186,7 +188,10 @@ fn add(w: &Writer<'_>, root: &Path, ids: &[RunId]) -> Result<Added, StoreError> 
             w.insert_operation(operation)?;
         }
         for output in &known.outputs {
-            w.put_output(output)?;
+            match w.put_output(output) {
+                Err(error @ StoreError::Unstorable { .. }) => skipped.push((path.clone(), error.to_string())),
+                stored => stored?,
+            }
         }
         runs += 1;
     }
@@ -197,7 +202,7 @@ fn add(w: &Writer<'_>, root: &Path, ids: &[RunId]) -> Result<Added, StoreError> 
 fn known(path: &Path, id: &RunId) -> Result<Option<Known>, Skip> {
     let dir = RunDir::open(path).map_err(|error| Skip::Io(io::Error::other(error)))?;
     let Some(origin) = RunOrigin::read(&dir)? else { return Ok(None) };
-    let bytes = match std::fs::read(dir.events()) {
+    let bytes = match read_own(&dir.events()) {
         Err(error) if error.kind() == io::ErrorKind::NotFound => Vec::new(),
         read => read.map_err(Skip::Io)?,
     };
@@ -223,8 +228,13 @@ fn known(path: &Path, id: &RunId) -> Result<Option<Known>, Skip> {
         run: Some(id.clone()),
     });
     // One that was removed since is not there to be offered.
-    let folder = dir.read_request().ok().map(|request| request.output_dir);
-    let is_there = |file: &str| folder.as_ref().is_some_and(|folder| folder.join(file).is_file());
+    let request = read_own(&dir.request()).ok();
+    let request = request.and_then(|bytes| serde_json::from_slice::<RunRequest>(&bytes).ok());
+    let is_there = |file: &str| {
+        let path = request.as_ref().map(|request| request.output_dir.join(file));
+        is_plain_name(file)
+            && path.and_then(|path| path.symlink_metadata().ok()).is_some_and(|it| it.is_file())
+    };
     let outputs = view.outputs.iter().filter(|output| is_there(&output.file)).map(|output| OutputRecord {
         template: template.clone(),
         name: output.name.clone(),

@@ -265,3 +265,8 @@ pub(super) fn to_json(value: &impl Serialize) -> String {
 pub(super) fn key(id: &TemplateId) -> String {
     format!("{}/{}/{}", id.subscription, id.resource_group, id.name).to_ascii_lowercase()
 }
+
+/// A name in a folder, which leads nowhere else.
+pub(super) fn is_plain_name(file: &str) -> bool {
+    !matches!(file, "" | "." | "..") && !file.contains(['/', '\0'])
+}

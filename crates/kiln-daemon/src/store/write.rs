@@ -10,7 +10,7 @@ use kiln_build::run_dir::RunId;
 use rusqlite::{Connection, Params, named_params, params};
 
 use super::read::Reader;
-use super::rows::{RUN, key, run, to_json, to_word};
+use super::rows::{RUN, is_plain_name, key, run, to_json, to_word};
 use super::*;
 
 /// The store inside one transaction. Sees what it has changed.
@@ -286,6 +286,10 @@ impl<'a> Writer<'a> {
     /// stays as an artifact of its run. Doing it again does nothing.
     pub fn put_output(&self, output: &OutputRecord) -> Result<(), StoreError> {
         let OutputRecord { template, name, run, output: file, .. } = output;
+        if !is_plain_name(&file.file) {
+            let detail = format!("{:?} is not the name of a file", file.file);
+            return Err(StoreError::Unstorable { what: "run output", name: name.clone(), detail });
+        }
         self.execute(
             "INSERT INTO artifacts (run, file, template_key, subscription, resource_group, template, name, \
              output, created_at, created_us) VALUES (?1, ?2, ?3, ?4, ?5, ?6, ?7, ?8, ?9, ?10) \

@@ -253,6 +253,18 @@ fn a_run_output_is_the_newest_artifact_of_its_name() {
     assert!(w.artifact(&run_id(3), "late.vhd").unwrap().is_some());
 }
 
+/// Its path is made of it, to send and to remove the file.
+#[test]
+fn an_artifact_lies_in_its_folder() {
+    let mut desk = Desk::new();
+    let w = desk.begin();
+    for file in ["", "..", "../x.vhd", "/etc/passwd", "a/b", "a\0b"] {
+        let mut bad = output(&id("t"), "out", &run_id(1));
+        bad.output.file = file.into();
+        assert!(matches!(w.put_output(&bad), Err(StoreError::Unstorable { .. })), "{file:?}");
+    }
+}
+
 #[test]
 fn triggers_go_with_their_template_and_need_one() {
     let mut desk = Desk::new();
