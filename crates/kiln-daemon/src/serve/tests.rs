@@ -27,8 +27,9 @@ use crate::daemon::Paths;
 const LONG: Duration = Duration::from_secs(20);
 
 fn quick() -> Limits {
-    let short = Duration::from_millis(300);
-    Limits { handshake: short, head: short, idle: short, body: short, write_stall: short, grace: short }
+    // Long enough for a handshake on a busy host.
+    let short = Duration::from_secs(1);
+    Limits { handshake: 2 * short, head: short, idle: short, body: short, write_stall: short, grace: short }
 }
 
 struct Server {
@@ -224,7 +225,8 @@ async fn a_handshake_that_does_not_come_is_not_awaited() {
 
 #[tokio::test]
 async fn headers_that_trickle_are_not_awaited() {
-    let server = quick_server().await;
+    // It is not for being idle that they end.
+    let server = start(Limits { idle: 2 * LONG, ..quick() }, Places::new(8, 8)).await;
     // Not a byte; the first line; and one byte after the other, each in time, but not all of them.
     ends(&mut server.http1().await).await;
     let mut half = server.http1().await;
@@ -250,7 +252,7 @@ async fn headers_that_trickle_are_not_awaited() {
 
 #[tokio::test]
 async fn an_idle_connection_outlasts_the_limit_on_headers() {
-    let limits = Limits { idle: Duration::from_secs(2), ..quick() };
+    let limits = Limits { head: Duration::from_millis(500), idle: Duration::from_secs(4), ..quick() };
     let server = start(limits, Places::new(8, 8)).await;
     let mut wire = server.http1().await;
     for _ in 0..2 {
@@ -414,7 +416,7 @@ async fn what_cannot_be_bound_says_what_to_do() {
 async fn silent_connections_keep_nobody_out_for_long() {
     let server = start(quick(), Places::new(16, 12)).await;
     let mut silent = Vec::new();
-    for _ in 0..60 {
+    for _ in 0..30 {
         silent.push(server.tcp().await);
     }
     let mut unix = UnixStream::connect(&server.socket).await.unwrap();

@@ -171,3 +171,42 @@ fn a_given_pair_that_cannot_be_used_is_refused() {
     std::fs::write(dir.path().join("server.key"), "").unwrap();
     assert!(matches!(open(), TlsError::Pem { what: "private key", .. }));
 }
+
+/// RFC 5280, as `-x509_strict` and Python's VERIFY_X509_STRICT hold it against a chain. The programs themselves are
+/// asked in the clients' suite.
+#[test]
+fn the_chain_is_strict() {
+    use x509_parser::extensions::ParsedExtension;
+
+    let dir = tempfile::tempdir().unwrap();
+    let config = config(&[]);
+    let tls = Tls::open(dir.path(), &config, &Names::new(&config, "box")).unwrap();
+    let ca = ca_of(&tls);
+    let leaf = shown(&tls, &ca, "localhost").unwrap();
+    let (_, ca) = x509_parser::parse_x509_certificate(&ca).unwrap();
+    let (_, leaf) = x509_parser::parse_x509_certificate(&leaf).unwrap();
+    let key_id = |certificate: &x509_parser::certificate::X509Certificate<'_>| {
+        certificate.iter_extensions().find_map(|extension| match extension.parsed_extension() {
+            ParsedExtension::SubjectKeyIdentifier(id) => Some(id.0.to_vec()),
+            _ => None,
+        })
+    };
+    let authority_id = leaf.iter_extensions().find_map(|extension| match extension.parsed_extension() {
+        ParsedExtension::AuthorityKeyIdentifier(id) => id.key_identifier.as_ref().map(|id| id.0.to_vec()),
+        _ => None,
+    });
+    assert!(authority_id.is_some() && authority_id == key_id(&ca));
+    assert!(key_id(&leaf).is_some() && key_id(&leaf) != key_id(&ca));
+    let constraints = ca.basic_constraints().unwrap().unwrap();
+    assert!(constraints.critical && constraints.value.ca);
+    let usage = ca.key_usage().unwrap().unwrap();
+    assert!(usage.critical && usage.value.key_cert_sign());
+    assert!(!leaf.basic_constraints().unwrap().unwrap().value.ca);
+    assert!(leaf.extended_key_usage().unwrap().unwrap().value.server_auth);
+    assert!(leaf.raw_serial().len() <= 20 && leaf.tbs_certificate.serial.bits() > 64);
+    let days = |certificate: &x509_parser::certificate::X509Certificate<'_>| {
+        let validity = certificate.validity();
+        (validity.not_after.timestamp() - validity.not_before.timestamp()) / (24 * 60 * 60)
+    };
+    assert!(days(&leaf) <= 398 && days(&ca) > 7000);
+}
