@@ -27,6 +27,9 @@ use crate::serve::{Closing, IdentityOnly, Peer};
 const DISCARD_BYTES: usize = 16 << 20;
 const DISCARD_TIME: Duration = Duration::from_secs(5);
 
+const EVERY_METHOD: &[Method] =
+    &[Method::GET, Method::HEAD, Method::PUT, Method::PATCH, Method::POST, Method::DELETE];
+
 /// Answers one request. Never fails: what goes wrong is an ARM error.
 pub async fn answer(daemon: Arc<Daemon>, request: Request<Body>) -> Response<Body> {
     let ids = Ids::of(request.headers());
@@ -141,6 +144,10 @@ fn admit(
     identity_only: bool,
     base: &str,
 ) -> Result<Admitted, ArmError> {
+    if method == Method::OPTIONS && path == "*" {
+        // Of the server as a whole (RFC 9110, section 9.3.7).
+        return Ok(Admitted::Options(EVERY_METHOD));
+    }
     let route = Route::parse(path).map_err(no_route)?;
     if identity_only && route != Route::SignIn(SignInRoute::ManagedIdentity) {
         return Err(ArmError::not_found("NotFound", "Only /msi/token is answered on this port."));

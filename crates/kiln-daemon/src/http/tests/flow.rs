@@ -10,7 +10,10 @@ use serde_json::{Value, json};
 
 use super::{LOCAL, Seen, Server, from_afar, template};
 use crate::config::Config;
-use crate::store::{ActivityRecord, OutputRecord, StoreError, TemplateId, TemplateRecord};
+use crate::store::{
+    ActivityRecord, OperationError, OperationKind, OperationRecord, OperationStatus, OutputRecord,
+    StoreError, TemplateId, TemplateRecord,
+};
 
 const V: &str = "api-version=2024-02-01";
 const T: &str = "B/imageTemplates/t?api-version=2024-02-01";
@@ -251,6 +254,83 @@ async fn operations_outlive_the_server() {
     let server = Server::at(folder, Config::default()).await;
     assert_eq!(server.ended(&accepted).await, ended);
     assert_eq!(server.get(T).await.json()["properties"]["provisioningState"], "Succeeded");
+}
+
+/// Every kind of operation in every state, at both of its addresses.
+#[tokio::test]
+async fn how_operations_stand() {
+    let server = Server::open().await;
+    server.provisioned(T).await;
+    let resource = server.target("B/imageTemplates/t");
+    let mut shown = String::new();
+    for kind in
+        [OperationKind::PutTemplate, OperationKind::Run, OperationKind::Cancel, OperationKind::DeleteTemplate]
+    {
+        for status in [
+            OperationStatus::InProgress,
+            OperationStatus::Succeeded,
+            OperationStatus::Failed,
+            OperationStatus::Canceled,
+        ] {
+            let ended = status != OperationStatus::InProgress;
+            let error = OperationError { code: "PackerBuildFailed".to_owned(), message: "why".to_owned() };
+            let operation = OperationRecord {
+                id: uuid::Uuid::new_v4().to_string(),
+                kind,
+                subscription: server.subscription().to_owned(),
+                location: "local".to_owned(),
+                resource: resource.clone(),
+                status,
+                started_at: "2026-11-23T17:30:00Z".to_owned(),
+                ended_at: ended.then(|| "2026-11-23T17:31:00Z".to_owned()),
+                error: (status == OperationStatus::Failed).then_some(error),
+                run: None,
+            };
+            let id = operation.id.clone();
+            let written = server.daemon.store.write(move |store| store.insert_operation(&operation)).await;
+            written.map_err(|error: StoreError| error).unwrap();
+            let at = |what: &str| {
+                format!(
+                    "/subscriptions/S/providers/Microsoft.VirtualMachineImages/locations/LOCAL/{what}/{id}?{V}&t=1"
+                )
+            };
+            let (asked, result) =
+                (server.get(&at("operations")).await, server.get(&at("operationResults")).await);
+            let body = if result.text.is_empty() {
+                String::new()
+            } else if result.status.is_success() {
+                result.json()["name"].to_string()
+            } else {
+                result.code()
+            };
+            shown.push_str(&format!(
+                "{kind:?}: {} {} {}; {} {body} {}\n",
+                asked.status.as_u16(),
+                asked.json()["status"],
+                asked.headers.contains_key("retry-after"),
+                result.status.as_u16(),
+                result.headers.contains_key("retry-after"),
+            ));
+        }
+    }
+    expect![[r#"
+        PutTemplate: 200 "InProgress" true; 202  true
+        PutTemplate: 200 "Succeeded" false; 200 "t" false
+        PutTemplate: 200 "Failed" false; 409 PackerBuildFailed false
+        PutTemplate: 200 "Canceled" false; 409 OperationCanceled false
+        Run: 200 "InProgress" true; 202  true
+        Run: 200 "Succeeded" false; 200 "t" false
+        Run: 200 "Failed" false; 409 PackerBuildFailed false
+        Run: 200 "Canceled" false; 409 OperationCanceled false
+        Cancel: 200 "InProgress" true; 202  true
+        Cancel: 200 "Succeeded" false; 200 "t" false
+        Cancel: 200 "Failed" false; 409 PackerBuildFailed false
+        Cancel: 200 "Canceled" false; 409 OperationCanceled false
+        DeleteTemplate: 200 "InProgress" true; 202  true
+        DeleteTemplate: 200 "Succeeded" false; 204  false
+        DeleteTemplate: 200 "Failed" false; 409 PackerBuildFailed false
+        DeleteTemplate: 200 "Canceled" false; 409 OperationCanceled false
+    "#]].assert_eq(&shown);
 }
 
 #[tokio::test]

@@ -318,6 +318,10 @@ async fn methods_and_paths() {
         204 No Content
         allow: GET, HEAD, PUT, PATCH, DELETE, OPTIONS
 
+        OPTIONS *
+        204 No Content
+        allow: GET, HEAD, PUT, PATCH, POST, DELETE, OPTIONS
+
         HEAD B/imageTemplates/t?api-version=2024-02-01
         404 Not Found
 
@@ -428,6 +432,7 @@ async fn methods_and_paths() {
                 "POST B/imageTemplates/t?api-version=2020-02-14",
                 "BREW B/imageTemplates/t?api-version=2024-02-01",
                 "OPTIONS B/imageTemplates/t?api-version=2024-02-01",
+                "OPTIONS *",
                 "HEAD B/imageTemplates/t?api-version=2024-02-01",
                 "GET B/imageTemplates/%2e%2e/x?api-version=2024-02-01",
                 "GET B/imageTemplates/a%2f..%2fb?api-version=2024-02-01",
