@@ -36,6 +36,11 @@ impl ClientError {
         matches!(self, Self::Refused(Refusal { kind: RefusalKind::NotFound, .. }))
     }
 
+    /// Something is there under that name already.
+    pub fn is_conflict(&self) -> bool {
+        matches!(self, Self::Refused(refusal) if refusal.code == "Conflict")
+    }
+
     fn fault(&self) -> Fault {
         match self {
             Self::Refused(Refusal { kind: RefusalKind::Server, .. }) | Self::Strange { .. } => Fault::Remote,
@@ -50,8 +55,27 @@ impl ClientError {
 
 impl From<ClientError> for Failure {
     fn from(error: ClientError) -> Self {
-        Failure::new(error.fault(), error)
+        let untrusted = matches!(&error, ClientError::Unreachable { source, .. } if is_certificate(source));
+        let failure = Failure::new(error.fault(), error);
+        if untrusted {
+            failure.hint("--ca-file (or KILN_CA_FILE) names the certificate authority of the server")
+        } else {
+            failure
+        }
     }
+}
+
+/// Whether the server's certificate was refused.
+fn is_certificate(error: &(dyn std::error::Error + 'static)) -> bool {
+    if let Some(tls) = error.downcast_ref::<rustls::Error>() {
+        return matches!(tls, rustls::Error::InvalidCertificate(_));
+    }
+    // An I/O error hides what it wraps: its `source` is already that of the wrapped one.
+    let inside = match error.downcast_ref::<std::io::Error>() {
+        Some(io) => io.get_ref().map(|inner| inner as &(dyn std::error::Error + 'static)),
+        None => error.source(),
+    };
+    inside.is_some_and(is_certificate)
 }
 
 /// What a refusal means for who asked.

@@ -84,7 +84,16 @@ impl Upload {
         if let Some(manifest) = uploads {
             path.push_str(&format!("&kilnUploads={manifest}"));
         }
-        let (pending, _) = client.change(&Ask::new(Method::PUT, path).json(&self.body)).await?;
+        let (pending, _) =
+            client.change(&Ask::new(Method::PUT, path).json(&self.body)).await.map_err(|error| {
+                let taken = error.is_conflict() && !replace;
+                let failure = Failure::from(error);
+                if taken {
+                    failure.hint("`--replace` puts it in the place of what is there under that name")
+                } else {
+                    failure
+                }
+            })?;
         wait_for(around, client, pending, &format!("storing {name}")).await
     }
 }
@@ -109,13 +118,7 @@ async fn put(around: &Surroundings<'_>, args: TemplatePutArgs) -> End {
     };
     let name = name.unwrap_or_else(|| upload.name.clone());
     with_server(around, server, async |client| {
-        if let Err(failure) = upload.put(around, client, &name, replace).await {
-            return Err(if replace {
-                failure
-            } else {
-                failure.hint("`--replace` puts it in the place of what is there under that name")
-            });
-        }
+        upload.put(around, client, &name, replace).await?;
         if json {
             let template = client.get(client.below(&name, "")).await?;
             around.printer.data(&pretty(&json!({ "format": TEMPLATE_FORMAT, "template": template }))?);
@@ -188,7 +191,7 @@ async fn list(around: &Surroundings<'_>, args: TemplateListArgs) -> End {
                 [
                     text(template, "/name"),
                     group(template),
-                    provisioning(template),
+                    text(template, "/properties/provisioningState"),
                     last_run(template),
                     source(template),
                 ]

@@ -11,4 +11,5 @@ mod command;
 mod common;
 mod guide;
 mod images;
+mod server;
 mod template;
