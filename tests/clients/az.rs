@@ -287,7 +287,7 @@ fn resource_and_rest() {
     create("without", &[]);
     let shown = az.run(&[&["resource", "show"], &names[..], &["without"]].concat());
     assert_eq!(shown["properties"]["errorHandling"]["onCustomizerError"], "abort", "{shown:#}");
-    let listed = az.run(&["resource", "list", "--resource-type", kind]);
+    let listed = az.run(&["resource", "list", "-g", "second", "--resource-type", kind]);
     assert_eq!(listed.as_array().unwrap().len(), 2, "{listed:#}");
     {
         let _slot = slots::take();
@@ -300,7 +300,7 @@ fn resource_and_rest() {
     for name in ["with", "without"] {
         az.run(&[&["resource", "delete"], &names[..], &[name]].concat());
     }
-    assert_eq!(az.run(&["resource", "list", "--resource-type", kind]), json!([]));
+    assert_eq!(az.run(&["resource", "list", "-g", "second", "--resource-type", kind]), json!([]));
     az.run(&["group", "delete", "-n", "second", "--yes"]);
 }
 

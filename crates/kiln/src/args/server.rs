@@ -344,7 +344,11 @@ pub struct AzSetupArgs {
     #[arg(long)]
     pub sdk: bool,
 
+    /// Sign in as the host's managed identity instead of as the operator
+    #[arg(long, conflicts_with = "sdk")]
+    pub identity: bool,
+
     /// Print one JSON object
-    #[arg(long, conflicts_with_all = ["shell", "sdk"])]
+    #[arg(long, conflicts_with_all = ["shell", "sdk", "identity"])]
     pub json: bool,
 }

@@ -24,7 +24,7 @@ const PACKAGED_CONFIG: &str = "/etc/kiln/kiln.yaml";
 const CLOUD: &str = "Kiln";
 
 pub fn run(around: &Surroundings<'_>, args: &AzSetupArgs) -> End {
-    let AzSetupArgs { data, shell, sdk, json } = args;
+    let AzSetupArgs { data, shell, sdk, identity, json } = args;
     let (data, config) = which(around, data.as_deref())?;
     let setup = ClientSetup::read(&data, &config).map_err(Failure::host)?;
     let printer = around.printer;
@@ -43,7 +43,8 @@ pub fn run(around: &Surroundings<'_>, args: &AzSetupArgs) -> End {
         }))?);
         return Ok(ExitStatus::Done);
     }
-    let steps = if *sdk { sdk_steps(&setup) } else { az_steps(&setup) };
+    let login = if *identity { as_identity(&setup)? } else { as_operator(&setup) };
+    let steps = if *sdk { sdk_steps(&setup) } else { az_steps(&setup, login) };
     for Step { why, lines } in &steps {
         if !*shell {
             printer.data(&format!("# {why}"));
@@ -54,8 +55,12 @@ pub fn run(around: &Surroundings<'_>, args: &AzSetupArgs) -> End {
         printer.warning(&format!("nothing serves {} now: `kiln serve` does", setup.url));
     }
     if !*shell {
-        let sdk = if *sdk { " --sdk" } else { "" };
-        printer.hint(&format!("eval \"$(kiln az-setup{sdk} --shell)\" does all of it"));
+        let kind = match (sdk, identity) {
+            (true, _) => " --sdk",
+            (_, true) => " --identity",
+            _ => "",
+        };
+        printer.hint(&format!("eval \"$(kiln az-setup{kind} --shell)\" does all of it"));
     }
     Ok(ExitStatus::Done)
 }
@@ -91,8 +96,42 @@ fn word(path: &Path) -> String {
     shell_word(&path.display().to_string())
 }
 
+/// The service principal made at first start.
+fn as_operator(setup: &ClientSetup) -> Step {
+    Step {
+        why: "sign in here, not at login.microsoftonline.com; az reads the secret from its file",
+        lines: vec![
+            "az config set core.instance_discovery=false --only-show-errors".to_owned(),
+            format!(
+                "az login --service-principal --username {} --password {} --tenant {} --output none",
+                shell_word(&setup.client_id),
+                shell_word(&format!("@{}", setup.secret_file.display())),
+                shell_word(&setup.tenant)
+            ),
+        ],
+    }
+}
+
+/// As App Service has it: an endpoint, and a header that proves to be of this host.
+fn as_identity(setup: &ClientSetup) -> Result<Step, Failure> {
+    let Some(identity) = &setup.identity else {
+        return Err(Failure::input(anyhow::anyhow!(
+            "managed identity is switched off here (access.managedIdentity.enabled)"
+        )));
+    };
+    Ok(Step {
+        why: "sign in as whoever may read the identity's secret",
+        lines: vec![
+            format!("export IDENTITY_ENDPOINT={}", shell_word(&identity.endpoint)),
+            format!("IDENTITY_HEADER=\"$(cat {})\"", word(&identity.secret_file)),
+            "export IDENTITY_HEADER".to_owned(),
+            "az login --identity --output none".to_owned(),
+        ],
+    })
+}
+
 /// What `az` needs: contract, section 9.
-fn az_steps(setup: &ClientSetup) -> Vec<Step> {
+fn az_steps(setup: &ClientSetup, login: Step) -> Vec<Step> {
     let url = shell_word(&setup.url);
     let mut steps = Vec::new();
     if let Some(ca) = &setup.ca_file {
@@ -109,18 +148,7 @@ fn az_steps(setup: &ClientSetup) -> Vec<Step> {
             format!("az cloud set --name {CLOUD}"),
         ],
     });
-    steps.push(Step {
-        why: "sign in here, not at login.microsoftonline.com; az reads the secret from its file",
-        lines: vec![
-            "az config set core.instance_discovery=false --only-show-errors".to_owned(),
-            format!(
-                "az login --service-principal --username {} --password {} --tenant {} --output none",
-                shell_word(&setup.client_id),
-                shell_word(&format!("@{}", setup.secret_file.display())),
-                shell_word(&setup.tenant)
-            ),
-        ],
-    });
+    steps.push(login);
     steps.push(Step {
         why: "what az uses where a command does not say",
         lines: vec![
@@ -203,7 +231,24 @@ mod tests {
             az login --service-principal --username operator --password '@/srv/my kiln/server/operator.secret' --tenant 11111111-1111-1111-1111-111111111111 --output none
             az account set --subscription 22222222-2222-2222-2222-222222222222
             az config set defaults.group='it'\''s' defaults.location=local --only-show-errors
-        "#]].assert_eq(&script(&az_steps(&setup())));
+        "#]].assert_eq(&script(&az_steps(&setup(), as_operator(&setup()))));
+    }
+
+    #[test]
+    fn managed_identity_where_it_is_switched_on() {
+        assert!(as_identity(&setup()).is_err());
+        let identity = kiln_daemon::setup::IdentitySetup {
+            endpoint: "https://localhost:8441/msi/token".into(),
+            secret_file: "/srv/my kiln/server/identity.secret".into(),
+        };
+        let setup = ClientSetup { identity: Some(identity), ..setup() };
+        expect![[r#"
+            export IDENTITY_ENDPOINT=https://localhost:8441/msi/token
+            IDENTITY_HEADER="$(cat '/srv/my kiln/server/identity.secret')"
+            export IDENTITY_HEADER
+            az login --identity --output none
+        "#]]
+        .assert_eq(&script(&[as_identity(&setup).unwrap()]));
     }
 
     #[test]
@@ -227,7 +272,7 @@ mod tests {
     #[test]
     fn a_configured_certificate_needs_no_trust_of_ours() {
         let setup = ClientSetup { ca_file: None, ..setup() };
-        let both = script(&az_steps(&setup)) + &script(&sdk_steps(&setup));
+        let both = script(&az_steps(&setup, as_operator(&setup))) + &script(&sdk_steps(&setup));
         assert!(!both.contains("CA_BUNDLE") && !both.contains("SSL_CERT_FILE"), "{both}");
     }
 }
