@@ -5,24 +5,25 @@
 //! ```
 //! INVARIANT: one process owns the store: it holds `server/lock`. A second one is told who has it.
 
-use std::fs::DirBuilder;
+use std::fs::{DirBuilder, Permissions};
 use std::io;
-use std::os::unix::fs::DirBuilderExt;
+use std::os::unix::fs::{DirBuilderExt as _, PermissionsExt as _};
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
 use std::time::{Duration, Instant};
 
 use kiln_host::lock::FileLock;
-use kiln_library::FetchSettings;
+use kiln_library::{FetchSettings, Library, LibraryError};
+use tokio_util::sync::{CancellationToken, DropGuard};
 
 use crate::access::{Access, AccessError};
 use crate::config::{Config, Environment, EnvironmentError};
 use crate::executor::WorkerCommand;
+use crate::gc::{self, Places, Retention};
 use crate::runs::{HostBudget, Runs, RunsError, RunsSettings};
 use crate::shelves::ShelvesSettings;
 use crate::store::{ResourceGroupRecord, Store, StoreError};
 use crate::templates::{Templates, TemplatesSettings};
-use crate::upkeep::Upkeep;
 
 /// Between a forced cancel and the end of a worker that does not heed it: as long as a guest has for its own end.
 const KILL_AFTER: Duration = Duration::from_secs(10);
@@ -81,7 +82,8 @@ pub struct Daemon {
     pub runs: Runs,
     /// For how long it is up.
     pub opened_at: Instant,
-    upkeep: Upkeep,
+    /// Ends what comes by itself: retention.
+    upkeep: DropGuard,
     _lock: FileLock,
 }
 
@@ -112,6 +114,8 @@ pub enum OpenError {
     Access(#[from] AccessError),
     #[error(transparent)]
     Store(#[from] StoreError),
+    #[error(transparent)]
+    Library(#[from] LibraryError),
     #[error("cannot tell how much memory this host has; say it in the configuration (runs.memoryMiB)")]
     Memory(#[source] io::Error),
     #[error(transparent)]
@@ -130,7 +134,7 @@ impl Daemon {
         let budget = budget(&config)?;
         let opening = tokio::task::spawn_blocking(move || Files::open(paths, config));
         let files = opening.await.map_err(|_| OpenError::Closed)??;
-        let Files { config, paths, environment, access, store, lock } = files;
+        let Files { config, paths, environment, access, store, library, lock } = files;
         ensure_resource_groups(&environment, &store).await?;
         if store.is_new() {
             // Of an older database that is lost: its runs are still there.
@@ -160,7 +164,13 @@ impl Daemon {
         };
         let runs = Runs::open(store.clone(), templates.planner(), settings).await?;
         templates.attach(runs.clone()).await?;
-        let upkeep = Upkeep::begin(store.clone(), &paths, &config.retention);
+        let stop = CancellationToken::new();
+        let kept = &config.retention;
+        let retention =
+            Retention { days: kept.days, per_template: kept.per_template, size_gib: kept.size_gib };
+        let places = Places { runs: paths.runs(), artifacts: paths.artifacts(), library };
+        tokio::spawn(gc::every_day(store.clone(), places, retention, stop.clone()));
+        let upkeep = stop.drop_guard();
         let opened_at = Instant::now();
         Ok(Arc::new(Self {
             config,
@@ -178,7 +188,7 @@ impl Daemon {
 
     /// Lets everything go that the next daemon takes up again. Workers go on.
     pub async fn shutdown(&self) {
-        self.upkeep.end();
+        self.upkeep.token().cancel();
         self.templates.shutdown().await;
         self.runs.clone().shutdown().await;
     }
@@ -204,6 +214,7 @@ struct Files {
     environment: Environment,
     access: Access,
     store: Store,
+    library: Library,
     lock: FileLock,
 }
 
@@ -216,13 +227,17 @@ impl Files {
         };
         folder(paths.data(), 0o755)?;
         folder(&server, 0o700)?;
+        // It may have been there before, for others to read.
+        std::fs::set_permissions(&server, Permissions::from_mode(0o700))
+            .map_err(|source| OpenError::Folder { path: server.clone(), source })?;
         let lock = FileLock::try_exclusive(paths.lock())
             .map_err(|source| OpenError::Lock { path: paths.lock(), source })?
             .ok_or_else(|| OpenError::Held(paths.data().to_owned()))?;
         let environment = Environment::open(&server, &config)?;
         let access = Access::open(&server, &config, &environment)?;
         let store = Store::open(&paths.database())?;
-        Ok(Self { config, paths, environment, access, store, lock })
+        let library = Library::open(paths.library())?;
+        Ok(Self { config, paths, environment, access, store, library, lock })
     }
 }
 

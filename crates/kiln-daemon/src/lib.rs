@@ -28,7 +28,6 @@ pub mod shelves;
 pub mod store;
 pub mod templates;
 pub mod tls;
-mod upkeep;
 
 pub use follow::{FollowError, Followed, News, follow, follow_events};
 pub use settle::{SettleError, settle};

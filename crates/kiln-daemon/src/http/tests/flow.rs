@@ -330,7 +330,8 @@ async fn how_operations_stand() {
         DeleteTemplate: 200 "Succeeded" false; 204  false
         DeleteTemplate: 200 "Failed" false; 409 PackerBuildFailed false
         DeleteTemplate: 200 "Canceled" false; 409 OperationCanceled false
-    "#]].assert_eq(&shown);
+    "#]]
+    .assert_eq(&shown);
 }
 
 #[tokio::test]

@@ -72,7 +72,7 @@ async fn a_log_is_followed_until_its_run_ends() {
     assert_eq!(plain.next().await.unwrap().unwrap(), b"f\n");
     append(&log, "the last\n");
     server.end(&run, RunState::Failed).await;
-    assert_eq!(plain.to_end().await, b"the last\n", "and an end");
+    assert_eq!(plain.until_end().await, b"the last\n", "and an end");
     // After the end it is a file like any other.
     let whole = server.get(&server.log_path(&run, "log")).await;
     assert_eq!(whole.text, "one\nhalf\nthe last\n");
@@ -133,9 +133,9 @@ async fn a_run_that_is_followed_tells_its_watchers() {
     journal.append(end);
     drop(lock);
     // The end comes from what the worker wrote: nobody touched the row.
-    let last = events(&String::from_utf8(log.to_end().await).unwrap());
+    let last = events(&String::from_utf8(log.until_end().await).unwrap());
     assert_eq!(last, [("end".to_owned(), "end".to_owned(), "{\"state\":\"Failed\"}".to_owned())]);
-    assert_eq!(events_of.to_end().await, std::fs::read(dir.events()).unwrap());
+    assert_eq!(events_of.until_end().await, std::fs::read(dir.events()).unwrap());
 }
 
 #[tokio::test]
@@ -222,7 +222,7 @@ async fn two_hundred_watchers_see_everything_and_leave_nothing() {
     let piece = "y".repeat(1 << 20) + "\n";
     append(&log, &piece);
     server.end(&run, RunState::Succeeded).await;
-    let ends = watchers.into_iter().map(|watcher| tokio::spawn(watcher.to_end()));
+    let ends = watchers.into_iter().map(|watcher| tokio::spawn(watcher.until_end()));
     for end in futures_util::future::join_all(ends).await {
         assert!(end.unwrap() == piece.as_bytes());
     }
@@ -254,7 +254,7 @@ async fn a_client_that_does_not_read_holds_one_piece() {
     // Had the server read on, the client would still get what is gone now.
     OpenOptions::new().write(true).open(&log).unwrap().set_len(0).unwrap();
     server.end(&run, RunState::Canceled).await;
-    let received = slow.to_end().await.len();
+    let received = slow.until_end().await.len();
     assert!(received < 32 << 20, "{received} bytes were read for a client that takes none");
 }
 
@@ -272,9 +272,9 @@ async fn events_are_whole_lines() {
     std::fs::OpenOptions::new().write(true).open(&file).unwrap().set_len(10).unwrap();
     append(&file, "{\"seq\":1,\"next\":true}\n{\"torn");
     server.end(&run, RunState::Failed).await;
-    let rest = String::from_utf8(open.to_end().await).unwrap();
+    let rest = String::from_utf8(open.until_end().await).unwrap();
     assert_eq!(rest, "{\"seq\":1,\"next\":true}\n");
-    let sse = Open::get(address, &server.log_path(&run, "events"), &[SSE]).await.to_end().await;
+    let sse = Open::get(address, &server.log_path(&run, "events"), &[SSE]).await.until_end().await;
     let sse = events(&String::from_utf8(sse).unwrap());
     assert_eq!(sse[0], ("10".to_owned(), String::new(), "{\"seq\":0}".to_owned()));
     assert_eq!(sse[2], ("end".to_owned(), "end".to_owned(), "{\"state\":\"Failed\"}".to_owned()));

@@ -160,7 +160,7 @@ impl Open {
         Some(frame.map(|frame| frame.into_data().map(|data| data.to_vec()).unwrap_or_default()))
     }
 
-    async fn to_end(mut self) -> Vec<u8> {
+    async fn until_end(mut self) -> Vec<u8> {
         let mut all = Vec::new();
         while let Some(bytes) = self.next().await {
             all.extend(bytes.unwrap());
