@@ -242,8 +242,8 @@ async fn a_broken_download_goes_on_where_it_broke() {
 
 #[tokio::test]
 async fn a_file_that_changed_meanwhile_is_fetched_anew() {
-    let bytes = vec![5; 100_000];
-    let replies = vec![torn(reply("200 OK", TAG, &[6; 100_000]), 40_000), reply("200 OK", TAG, &bytes)];
+    let bytes = vec![5; 300_000];
+    let replies = vec![torn(reply("200 OK", TAG, &[6; 300_000]), 40_000), reply("200 OK", TAG, &bytes)];
     let (there, done, _) = downloaded(replies, &bytes).await;
     done.unwrap();
     assert!(there.unwrap() == bytes);

@@ -55,13 +55,14 @@ pub async fn build(around: &Surroundings<'_>, settings: &BuildSettings, client: 
     // From here on a signal is a request to the build, not the end of this process.
     let mut signals = Signals::listen().context("cannot listen for signals")?;
     let name = unique(&upload.name);
-    let outcome = match run_to_the_end(around, settings, client, upload, &name, &mut signals).await {
-        Ok(outcome) => outcome,
+    let run = match begin(around, client, upload, &name, &mut signals).await {
+        Ok(run) => run,
         Err(failure) => {
             remove(around, client, &name).await;
             return Err(failure);
         }
     };
+    let outcome = watch(around, settings, client, &name, &run, &mut signals).await?;
     let files: Vec<(String, RunOutput)> = outcome
         .run
         .outputs
@@ -102,25 +103,36 @@ pub async fn build(around: &Surroundings<'_>, settings: &BuildSettings, client: 
     Ok(status)
 }
 
-/// Stores the template, runs it and shows the run to its end.
-async fn run_to_the_end(
+/// Stores the template and asks for its run.
+async fn begin(
     around: &Surroundings<'_>,
-    settings: &BuildSettings,
     client: &Client,
     upload: Upload,
     name: &str,
     signals: &mut Signals,
-) -> Result<Outcome, Failure> {
-    let run = tokio::select! {
+) -> Result<String, Failure> {
+    tokio::select! {
         run = async {
             upload.put(around, client, name, false).await?;
-            Ok::<_, Failure>(client.start_run(name).await?)
-        } => run?,
-        _ = signals.next() => return Err(Failure::input(anyhow::anyhow!("stopped before a run began"))),
-    };
+            Ok(client.start_run(name).await?)
+        } => run,
+        _ = signals.next() => Err(Failure::input(anyhow::anyhow!("stopped before a run began"))),
+    }
+}
+
+/// Shows the run to its end, and hands on requests to stop. A run that cannot be followed any
+/// more is left alone: nobody asked for its end.
+async fn watch(
+    around: &Surroundings<'_>,
+    settings: &BuildSettings,
+    client: &Client,
+    name: &str,
+    run: &str,
+    signals: &mut Signals,
+) -> Result<Outcome, Failure> {
     // One task, two branches that both show things: never at the same time.
     let show = RefCell::new(Show::new(around.printer, settings.json, around.verbose > 0));
-    let mut following = Box::pin(follow(client, name, &run, &show));
+    let mut following = Box::pin(follow(client, name, run, &show));
     let followed = loop {
         tokio::select! {
             followed = &mut following => break followed,

@@ -156,7 +156,12 @@ async fn logs(around: &Surroundings<'_>, args: RunLogsArgs) -> End {
     let RunLogsArgs { template, run, follow, json, server } = args;
     with_server(around, server, async |client| {
         let run = resolve(client, &template, run).await?;
-        let mut print = LogPrinter { around, lines: json.then(Lines::default) };
+        let form = match (json, around.printer.out_is_terminal()) {
+            (true, _) => LogForm::Json(Lines::default()),
+            (false, true) => LogForm::Harmless(Lines::default()),
+            (false, false) => LogForm::AsItIs,
+        };
+        let mut print = LogPrinter { around, form };
         if json {
             around.printer.data(&json!({ "format": RUN_FORMAT, "run": run }).to_string());
         }
@@ -183,28 +188,43 @@ async fn logs(around: &Surroundings<'_>, args: RunLogsArgs) -> End {
     .await
 }
 
-/// The log as it is, for a file or a pipe; a terminal gets nothing it would act on.
+/// What a log is printed as.
+enum LogForm {
+    /// For a file or a pipe.
+    AsItIs,
+    /// A terminal gets nothing of a guest that it would act on.
+    Harmless(Lines),
+    Json(Lines),
+}
+
 struct LogPrinter<'a> {
     around: &'a Surroundings<'a>,
-    /// Cuts lines where they are wanted as such.
-    lines: Option<Lines>,
+    form: LogForm,
 }
 
 impl LogPrinter<'_> {
     fn bytes(&mut self, bytes: &[u8]) {
         let printer = self.around.printer;
-        match &mut self.lines {
-            Some(lines) => lines.push(bytes, |line| printer.data(&json!({ "line": line }).to_string())),
-            None => printer.raw_data(bytes),
+        match &mut self.form {
+            LogForm::AsItIs => printer.raw_data(bytes),
+            LogForm::Harmless(lines) => lines.push(bytes, |line| printer.data(line)),
+            LogForm::Json(lines) => lines.push(bytes, |line| printer.data(&line_object(line))),
         }
     }
 
+    /// A last line without its end.
     fn finish(&mut self) {
         let printer = self.around.printer;
-        if let Some(lines) = &mut self.lines {
-            lines.finish(|line| printer.data(&json!({ "line": line }).to_string()));
+        match &mut self.form {
+            LogForm::AsItIs => {}
+            LogForm::Harmless(lines) => lines.finish(|line| printer.data(line)),
+            LogForm::Json(lines) => lines.finish(|line| printer.data(&line_object(line))),
         }
     }
+}
+
+fn line_object(line: &str) -> String {
+    json!({ "line": line }).to_string()
 }
 
 /// The id of a run, the newest where none is given.

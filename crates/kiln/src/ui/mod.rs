@@ -52,6 +52,11 @@ impl Printer {
         self.live
     }
 
+    /// Whether data is read by a person, and bytes in it would be acted on.
+    pub fn out_is_terminal(&self) -> bool {
+        io::stdout().is_terminal()
+    }
+
     /// One line of data, on stdout.
     pub fn data(&self, line: &str) {
         self.write_stdout(format!("{line}\n").as_bytes());
