@@ -172,7 +172,7 @@ fn image_builder() {
     let identities = call(&["image", "builder", "identity", "show"], &[]);
     assert_eq!(identities["type"], "UserAssigned", "{identities:#}");
     let other = user.replace("Builder", "Other");
-    call(&["image", "builder", "identity", "remove"], &["--user-assigned", &user]);
+    call(&["image", "builder", "identity", "remove"], &["--yes", "--user-assigned", &user]);
     call(&["image", "builder", "identity", "assign"], &["--user-assigned", &other]);
     let shown = call(&["image", "builder", "identity", "show"], &[]);
     let ids = shown["userAssignedIdentities"].as_object().unwrap();

@@ -153,11 +153,8 @@ fn az_steps(setup: &ClientSetup, login: Step) -> Vec<Step> {
         why: "what az uses where a command does not say",
         lines: vec![
             format!("az account set --subscription {}", shell_word(&setup.subscription)),
-            format!(
-                "az config set defaults.group={} defaults.location={} --only-show-errors",
-                shell_word(&setup.resource_group),
-                shell_word(&setup.location)
-            ),
+            // No default location: az would then list only what lies there.
+            format!("az config set defaults.group={} --only-show-errors", shell_word(&setup.resource_group)),
         ],
     });
     steps
@@ -230,7 +227,7 @@ mod tests {
             az config set core.instance_discovery=false --only-show-errors
             az login --service-principal --username operator --password '@/srv/my kiln/server/operator.secret' --tenant 11111111-1111-1111-1111-111111111111 --output none
             az account set --subscription 22222222-2222-2222-2222-222222222222
-            az config set defaults.group='it'\''s' defaults.location=local --only-show-errors
+            az config set defaults.group='it'\''s' --only-show-errors
         "#]].assert_eq(&script(&az_steps(&setup(), as_operator(&setup()))));
     }
 
