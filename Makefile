@@ -15,8 +15,9 @@ test: ## Set up this machine and run every test, real guests included
 check: ## Format, lints and the tests that need no guest (the inner loop)
 	@scripts/test check
 
-bench: ## Time a build against packer on the same base image
+bench: ## Time a build against packer on the same base image, and a server under load
 	@scripts/bench
+	@scripts/bench-load
 
 deb: ## Build the Debian package, with the service (target/deb)
 	@scripts/setup deb && scripts/deb

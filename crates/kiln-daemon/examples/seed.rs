@@ -1,4 +1,4 @@
-//! Fills the store of a data folder for load benchmarks: `cargo run --example seed -- DIR TEMPLATES RUNS`.
+//! Fills the store of a data folder for load benchmarks: `cargo run --example seed -- DIR TEMPLATES RUNS [live]`.
 //!
 //! A server that is started on the folder afterwards serves them: they lie in its first subscription and resource group,
 //! which are made here if it has never started. Runs have rows and run outputs, but no directories and no files.
@@ -9,6 +9,7 @@ use std::error::Error;
 use std::path::PathBuf;
 
 use jiff::{SignedDuration, Timestamp};
+use kiln_build::run_dir::{REQUEST_FORMAT, RunDir, RunRequest};
 use kiln_daemon::config::{Config, Environment};
 use kiln_daemon::daemon::Paths;
 use kiln_daemon::store::*;
@@ -23,8 +24,12 @@ const AT_A_TIME: usize = 2000;
 #[tokio::main]
 async fn main() -> Result<(), Box<dyn Error>> {
     let words: Vec<String> = std::env::args().skip(1).collect();
-    let [dir, templates, runs] = words.as_slice() else {
-        return Err("usage: seed DIR TEMPLATES RUNS".into());
+    let (words, live) = match words.split_last() {
+        Some((last, words)) if last == "live" => (words, true),
+        _ => (words.as_slice(), false),
+    };
+    let [dir, templates, runs] = words else {
+        return Err("usage: seed DIR TEMPLATES RUNS [live]".into());
     };
     let (templates, runs): (usize, usize) = (templates.parse()?, runs.parse()?);
     let paths = Paths::new(PathBuf::from(dir));
@@ -55,6 +60,11 @@ async fn main() -> Result<(), Box<dyn Error>> {
             Ok(())
         };
         store.write(change).await?;
+    }
+    if live {
+        let run = scene.live_run(&paths)?;
+        println!("live {}", run.id);
+        store.write(move |w| w.insert_run(&run)).await?;
     }
     println!("{templates} templates and {runs} runs in {}", paths.database().display());
     println!("subscription {}, resource group {}", scene.subscription, scene.resource_group);
@@ -121,6 +131,36 @@ impl Scene {
             modified_by: "seed".into(),
             generation: 1,
         }
+    }
+
+    /// A run of the first template that has begun: whoever locks its directory before the server starts is its worker.
+    fn live_run(&self, paths: &Paths) -> Result<RunRecord, Box<dyn Error>> {
+        let now = Timestamp::now();
+        let run = RunRecord {
+            id: format!("{}-live-00000000", now.strftime("%Y%m%dT%H%M%SZ")).parse()?,
+            template: self.id(0),
+            operation: "00000000-0000-4000-9000-000000000000".into(),
+            state: RunState::Running,
+            phase: Some(Phase::Customizing),
+            message: String::new(),
+            fault: None,
+            queued_at: now.to_string(),
+            started_at: Some(now.to_string()),
+            ended_at: None,
+            memory_mib: 8192,
+            cpus: 2,
+            attempt: 1,
+            started_by: "seed".into(),
+        };
+        RunDir::create(&paths.runs(), &run.id)?.write_request(&RunRequest {
+            format: REQUEST_FORMAT,
+            run_id: run.id.clone(),
+            output_dir: paths.artifacts().join(run.id.as_str()),
+            keep_on_error: false,
+            library: paths.library(),
+            operation: Some(run.operation.clone()),
+        })?;
+        Ok(run)
     }
 
     fn run(
