@@ -275,7 +275,7 @@ fn resource_and_rest() {
 
     let kind = "Microsoft.VirtualMachineImages/imageTemplates";
     let template =
-        tiny().shell("make", ["true"]).with("errorHandling", json!({ "onCustomizerError": "abort" }));
+        tiny().shell("make", ["true"]).with("errorHandling", json!({ "onCustomizerError": "cleanup" }));
     let file = az.file("r.json", &template, true);
     let at = format!("@{file}");
     let names = ["-g", "second", "--resource-type", kind, "-n"];
@@ -286,7 +286,7 @@ fn resource_and_rest() {
     create("with", &["--api-version", "2024-02-01"]);
     create("without", &[]);
     let shown = az.run(&[&["resource", "show"], &names[..], &["without"]].concat());
-    assert_eq!(shown["properties"]["errorHandling"]["onCustomizerError"], "abort", "{shown:#}");
+    assert_eq!(shown["properties"]["errorHandling"]["onCustomizerError"], "cleanup", "{shown:#}");
     let listed = az.run(&["resource", "list", "-g", "second", "--resource-type", kind]);
     assert_eq!(listed.as_array().unwrap().len(), 2, "{listed:#}");
     {
