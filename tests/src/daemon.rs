@@ -184,6 +184,16 @@ impl<'a> Daemon<'a> {
         parse(&ended.stdout)
     }
 
+    /// Downloads what `path` names into a file.
+    pub fn download(&self, path: &str, to: &std::path::Path) {
+        let mut curl = command("curl");
+        curl.args(["--silent", "--show-error", "--fail", "--cacert"]).arg(self.ca());
+        curl.arg("--header").arg(format!("Authorization: Bearer {}", self.token));
+        curl.arg("--output").arg(to).arg(format!("{}{path}", self.url));
+        let ended = finish(&mut curl, Duration::from_secs(300));
+        assert!(ended.status.success(), "curl {path}: {}", ended.stderr);
+    }
+
     /// Puts a template and waits until it is provisioned; answers the template.
     pub fn put_template(&self, name: &str, template: &crate::template::Template) -> Value {
         let id = self.template_id(name);
