@@ -68,6 +68,9 @@ fn product_sources(name: &str) -> Vec<(PathBuf, String)> {
         .into_iter()
         .filter(|path| path.starts_with(&folder) && path.extension().is_some_and(|e| e == "rs"))
         .filter(|path| path.file_name().is_some_and(|name| name != "tests.rs"))
+        .filter(|path| {
+            !path.strip_prefix(&folder).is_ok_and(|inside| inside.iter().any(|part| part == "tests"))
+        })
         .map(|path| {
             let text = std::fs::read_to_string(&path).unwrap();
             let product = text.split("#[cfg(test)]\nmod tests").next().unwrap().to_owned();

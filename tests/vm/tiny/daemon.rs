@@ -17,7 +17,13 @@ use serde_json::Value;
 const RUN_LIMIT: Duration = Duration::from_secs(10 * 60);
 
 fn small() -> Template {
-    tiny().shell("short", ["echo made by a daemon | sudo tee /srv/made", "sleep 4"])
+    // The tiny guest has no waagent: it brings a deprovisioning of its own.
+    let lines = [
+        "echo made by a daemon | sudo tee /srv/made",
+        "echo 'sleep 2' > /tmp/DeprovisioningScript.sh",
+        "sleep 4",
+    ];
+    tiny().shell("short", lines)
 }
 
 fn events(kiln: &Kiln) -> Vec<Value> {
@@ -30,7 +36,13 @@ fn events(kiln: &Kiln) -> Vec<Value> {
 }
 
 fn until_event(kiln: &Kiln, what: &str, wanted: impl Fn(&Value) -> bool) {
-    until(what, RUN_LIMIT, || events(kiln).iter().any(&wanted).then_some(()));
+    until(what, RUN_LIMIT, || {
+        let events = events(kiln);
+        let came = events.iter().any(&wanted);
+        let ended = events.iter().any(|event| event["kind"] == "runEnded");
+        assert!(came || !ended, "the run ended before {what}: {events:#?}");
+        came.then_some(())
+    });
 }
 
 fn until_step(kiln: &Kiln, id: &str) {

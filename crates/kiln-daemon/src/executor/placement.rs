@@ -42,7 +42,7 @@ const SYSTEM_PROPERTIES: [&str; 6] = [
 
 /// Whose systemd starts the units of workers.
 #[derive(Debug, Clone, PartialEq, Eq)]
-pub enum Manager {
+pub enum Systemd {
     System,
     /// `XDG_RUNTIME_DIR` of its user.
     User {
@@ -53,7 +53,7 @@ pub enum Manager {
 /// How workers are kept apart from the server's own end.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub enum Placement {
-    Unit(Manager),
+    Unit(Systemd),
     Session {
         /// The service this process belongs to, which will take its workers along when it is stopped.
         inside_service: Option<String>,
@@ -92,8 +92,8 @@ impl Placement {
     /// For the log at start: what was decided, and whether a person should do something about it.
     pub fn told(&self) -> (bool, String) {
         match self {
-            Self::Unit(Manager::System) => (false, "each worker gets a systemd unit of its own".to_owned()),
-            Self::Unit(Manager::User { .. }) => {
+            Self::Unit(Systemd::System) => (false, "each worker gets a systemd unit of its own".to_owned()),
+            Self::Unit(Systemd::User { .. }) => {
                 (false, "each worker gets a unit of its own from this user's systemd".to_owned())
             }
             Self::Session { inside_service: None } => {
@@ -138,11 +138,11 @@ impl Host {
 
     fn wish(&self) -> Placement {
         if self.root && self.booted {
-            return Placement::Unit(Manager::System);
+            return Placement::Unit(Systemd::System);
         }
         match &self.user_manager {
             Some(runtime) if !self.root && (self.lingers || self.in_service()) => {
-                Placement::Unit(Manager::User { runtime: runtime.clone() })
+                Placement::Unit(Systemd::User { runtime: runtime.clone() })
             }
             _ => self.session(),
         }
@@ -173,7 +173,7 @@ fn user_name(uid: u32) -> Option<String> {
     entry.split(':').next().map(str::to_owned)
 }
 
-impl Manager {
+impl Systemd {
     fn invocation(&self, program: &str) -> Invocation {
         let invocation = Invocation::new(program);
         match self {
@@ -204,7 +204,7 @@ fn version(said: &str) -> Option<u32> {
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub(super) struct Unit {
     name: String,
-    manager: Manager,
+    manager: Systemd,
     user: Option<String>,
 }
 
@@ -239,7 +239,7 @@ impl Unit {
             .arg("--property=NoNewPrivileges=yes")
             // Asked to stop (a shutdown of the host), a worker ends its run and cleans up.
             .arg("--property=TimeoutStopSec=60s");
-        if self.manager == Manager::System {
+        if self.manager == Systemd::System {
             run = run.args(SYSTEM_PROPERTIES.iter().map(|property| format!("--property={property}")));
         }
         if let Some(user) = &self.user {
@@ -300,7 +300,7 @@ mod tests {
     }
 
     fn user() -> Placement {
-        Placement::Unit(Manager::User { runtime: "/run/user/1000".into() })
+        Placement::Unit(Systemd::User { runtime: "/run/user/1000".into() })
     }
 
     #[test]
@@ -310,8 +310,8 @@ mod tests {
         let service = || Some("kiln.service".to_owned());
         let inside = Placement::Session { inside_service: service() };
         for (host, expected) in [
-            (Host { root: true, ..host() }, Placement::Unit(Manager::System)),
-            (Host { root: true, unit: service(), ..host() }, Placement::Unit(Manager::System)),
+            (Host { root: true, ..host() }, Placement::Unit(Systemd::System)),
+            (Host { root: true, unit: service(), ..host() }, Placement::Unit(Systemd::System)),
             // A container: no systemd, or not ours.
             (Host { root: true, booted: false, unit: None, ..host() }, session.clone()),
             (Host { root: true, booted: false, user_manager: manager(), ..host() }, session.clone()),
@@ -359,7 +359,7 @@ mod tests {
     /// A systemd that answers too late, wrongly or not at all is no reason not to start.
     #[tokio::test]
     async fn a_manager_that_is_not_there_does_not_answer() {
-        let nobody = Manager::User { runtime: "/nonexistent".into() };
+        let nobody = Systemd::User { runtime: "/nonexistent".into() };
         nobody.answers().await.unwrap_err();
     }
 
@@ -389,7 +389,7 @@ mod tests {
         let root = tempfile::tempdir().unwrap();
         let dir = dir(root.path());
         let identity = Identity::of("root").unwrap();
-        let unit = Placement::Unit(Manager::System).unit(&dir, Some(&identity)).unwrap();
+        let unit = Placement::Unit(Systemd::System).unit(&dir, Some(&identity)).unwrap();
         expect![[r#"
             systemd-run
             --system

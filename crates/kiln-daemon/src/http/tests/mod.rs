@@ -4,6 +4,7 @@ mod around;
 mod flow;
 mod own;
 mod refusals;
+mod refused_changes;
 mod routes;
 
 use std::net::SocketAddr;
