@@ -104,20 +104,19 @@ impl Life {
              mount -t overlay -o lowerdir=/,upperdir=/mnt/t/upper,workdir=/mnt/t/work none /mnt/t/root
              mount -t proc none /mnt/t/root/proc
              trap 'umount -R /mnt/t; rmdir /mnt/t' EXIT
-             in() { chroot /mnt/t/root \"$@\" < /dev/null; }
-             in dpkg -i /root/first.deb > /dev/null
-             in getent passwd kiln; in id -nG kiln
+             inside() { chroot /mnt/t/root \"$@\" < /dev/null; }
+             inside dpkg -i /root/first.deb > /dev/null
+             inside getent passwd kiln; inside id -nG kiln
              echo '# mine' >> /mnt/t/root/etc/kiln/kiln.yaml
-             in dpkg -i /root/second.deb > /dev/null
+             inside dpkg -i /root/second.deb > /dev/null
              tail -n 1 /mnt/t/root/etc/kiln/kiln.yaml
-             stat -c '%a %U:%G' /mnt/t/root/etc/kiln/kiln.yaml > /dev/null
-             in stat -c '%a %U:%G' /etc/kiln/kiln.yaml
-             in kiln version
+             inside stat -c '%a %U:%G' /etc/kiln/kiln.yaml
+             inside kiln version
              readlink /mnt/t/root/etc/systemd/system/multi-user.target.wants/kiln.service
-             in dpkg -r kiln > /dev/null
-             in ls /etc/kiln
-             in dpkg -P kiln > /dev/null
-             in find /etc/kiln /usr/bin/kiln /var/lib/kiln /var/lib/systemd/linger/kiln /etc/systemd/system \
+             inside dpkg -r kiln > /dev/null
+             inside ls /etc/kiln
+             inside dpkg -P kiln > /dev/null
+             inside find /etc/kiln /usr/bin/kiln /var/lib/kiln /var/lib/systemd/linger/kiln /etc/systemd/system \
                -name '*kiln*' 2> /dev/null || true
              echo end");
         let lines: Vec<&str> = said.lines().collect();
