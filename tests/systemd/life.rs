@@ -263,7 +263,7 @@ impl Life {
     fn last_run(&self, template: &str) -> Value {
         let text = self.op(&format!("kiln template get {template} --json"));
         let value: Value = serde_json::from_str(&text).unwrap();
-        value.pointer("/properties/lastRunStatus").unwrap_or_else(|| panic!("{text}")).clone()
+        value.pointer("/template/properties/lastRunStatus").unwrap_or_else(|| panic!("{text}")).clone()
     }
 
     fn kill_worker(&self, run: &Run) {
@@ -337,7 +337,7 @@ impl Life {
             "the server has seen it",
             SOON,
             &format!(
-                "sudo -u op -H kiln template get {} --json | jq '.properties.lastRunStatus.endTime // empty'",
+                "sudo -u op -H kiln template get {} --json | jq '.template.properties.lastRunStatus.endTime // empty'",
                 run.template
             ),
         );
@@ -438,7 +438,7 @@ impl Life {
         machine.until(
             "the run that was under way is settled",
             SOON,
-            "sudo -u op -H kiln template get d --json | jq '.properties.lastRunStatus.endTime // empty'",
+            "sudo -u op -H kiln template get d --json | jq '.template.properties.lastRunStatus.endTime // empty'",
         );
         let last = self.last_run("d");
         assert!(last["runState"] == "Canceled" || last["runState"] == "Failed", "{last}");
