@@ -13,6 +13,7 @@ use kiln_host::digest::{hex, sha256};
 use super::answer::{Answer, ArmError};
 use super::call::Call;
 use super::files::{Served, open_regular};
+use super::path;
 use super::runs::internal;
 use crate::daemon::Daemon;
 
@@ -21,7 +22,7 @@ const MOST_RECORD: u64 = 1 << 20;
 
 /// Where an artifact is downloaded, below the server's base address.
 pub(super) fn address(run: &RunId, file: &str) -> String {
-    format!("/kiln/artifacts/{run}/{file}")
+    format!("/kiln/artifacts/{run}/{}", path::encode(file))
 }
 
 /// GET and HEAD `/kiln/artifacts/{run}/{file}`.

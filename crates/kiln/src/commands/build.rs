@@ -22,7 +22,7 @@ use kiln_daemon::{Followed, News, follow, settle};
 use kiln_model::event::RunEvent;
 use kiln_model::plan::BuildPlan;
 
-use super::prepare::{NoPlan, Prepared, prepare};
+use super::prepare::{Prepared, prepare};
 use super::shelves::Shelves;
 use super::signals::{Signals, Stop};
 use super::{End, Surroundings};
@@ -67,14 +67,7 @@ async fn build(around: &Surroundings<'_>, settings: &BuildSettings) -> End {
             super::show_problems(around, &file, &problems);
             plan
         }
-        Err(NoPlan::Other(failure)) => return Err(failure),
-        Err(NoPlan::Problems(found)) => {
-            super::show_problems(around, &file, &found);
-            if settings.json {
-                printer.data(&refusal(&found.to_string(), &found, ExitStatus::Failed));
-            }
-            return Ok(ExitStatus::Failed);
-        }
+        Err(why) => return super::refused(around, &file, settings.json, why),
     };
 
     // From here on a signal is a request to the run, not the end of this process.

@@ -15,7 +15,6 @@ use kiln_build::run_dir::RunId;
 use kiln_model::event::RunOutput;
 
 use super::output::{artifact_path, fetch};
-use super::prepare::NoPlan;
 use super::session::wait_for;
 use super::signals::{Signals, Stop};
 use super::template::Upload;
@@ -23,7 +22,7 @@ use super::{End, Surroundings};
 use crate::client::{Client, follow};
 use crate::exit::{ExitStatus, Failure};
 use crate::progress::report::{Place, Report};
-use crate::progress::{Outcome, Show, final_object, refusal};
+use crate::progress::{Outcome, Show, final_object};
 use crate::settings::BuildSettings;
 
 /// Of a template's name, so that what makes it unique fits behind it.
@@ -37,14 +36,7 @@ pub async fn build(around: &Surroundings<'_>, settings: &BuildSettings, client: 
             super::show_problems(around, &file, &problems);
             upload
         }
-        Err(NoPlan::Other(failure)) => return Err(failure),
-        Err(NoPlan::Problems(found)) => {
-            super::show_problems(around, &file, &found);
-            if settings.json {
-                printer.data(&refusal(&found.to_string(), &found, ExitStatus::Failed));
-            }
-            return Ok(ExitStatus::Failed);
-        }
+        Err(why) => return super::refused(around, &file, settings.json, why),
     };
     // Before anything is started: a folder that cannot be made is not worth an hour.
     std::fs::create_dir_all(&settings.output)

@@ -25,8 +25,10 @@ use std::future::Future;
 
 use anyhow::Context as _;
 
+use self::prepare::NoPlan;
 use crate::args::{Cli, Command};
 use crate::exit::{ExitStatus, Failure};
+use crate::progress::refusal;
 use crate::settings::{BuildSettings, Environment, PlanSettings, ValidateSettings};
 use crate::ui::{Printer, problems};
 
@@ -85,5 +87,19 @@ fn show_problems(around: &Surroundings<'_>, file: &str, found: &kiln_model::Prob
     }
     if found.has_errors() {
         around.printer.talk(&format!("{file}: {}", problems::tally(found)));
+    }
+}
+
+/// Ends a command whose template became no plan. With `json`, whoever reads stdout learns it there, too.
+fn refused(around: &Surroundings<'_>, file: &str, json: bool, why: NoPlan) -> End {
+    match why {
+        NoPlan::Other(failure) => Err(failure),
+        NoPlan::Problems(found) => {
+            show_problems(around, file, &found);
+            if json {
+                around.printer.data(&refusal(&found.to_string(), &found, ExitStatus::Failed));
+            }
+            Ok(ExitStatus::Failed)
+        }
     }
 }

@@ -15,7 +15,6 @@ use super::{End, Surroundings};
 use crate::args::{TemplateCommand, TemplateDeleteArgs, TemplateGetArgs, TemplateListArgs, TemplatePutArgs};
 use crate::client::{Ask, Client, LocalInput, encode, newest, upload};
 use crate::exit::{ExitStatus, Failure};
-use crate::progress::refusal;
 use crate::progress::transfer::Transfers;
 use crate::settings::{Folders, TemplateInput};
 use crate::ui::guest_text::neutralize;
@@ -107,14 +106,7 @@ async fn put(around: &Surroundings<'_>, args: TemplatePutArgs) -> End {
             super::show_problems(around, &shown, &problems);
             upload
         }
-        Err(NoPlan::Other(failure)) => return Err(failure),
-        Err(NoPlan::Problems(found)) => {
-            super::show_problems(around, &shown, &found);
-            if json {
-                around.printer.data(&refusal(&found.to_string(), &found, ExitStatus::Failed));
-            }
-            return Ok(ExitStatus::Failed);
-        }
+        Err(why) => return super::refused(around, &shown, json, why),
     };
     let name = name.unwrap_or_else(|| upload.name.clone());
     with_server(around, server, async |client| {

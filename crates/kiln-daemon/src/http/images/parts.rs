@@ -1,6 +1,5 @@
 //! Run outputs and triggers of a template.
 
-use std::fmt::Write as _;
 use std::sync::Arc;
 
 use axum::http::StatusCode;
@@ -8,6 +7,7 @@ use kiln_model::api::ApiVersion;
 use serde_json::{Value, json};
 
 use super::super::answer::{Answer, ArmError, empty, ok};
+use super::super::artifacts;
 use super::super::body;
 use super::super::call::Call;
 use super::{operations, refusals};
@@ -45,21 +45,8 @@ pub async fn output(
 }
 
 fn output_value(call: &Call, version: ApiVersion, output: &OutputRecord) -> Value {
-    templates::output_view(output, version, &artifact_uri(&call.base, output))
-}
-
-/// Where the artifact downloads.
-fn artifact_uri(base: &str, output: &OutputRecord) -> String {
-    let mut uri = format!("{base}/kiln/artifacts/{}/", output.run);
-    for byte in output.output.file.bytes() {
-        if byte.is_ascii_alphanumeric() || b"-._~".contains(&byte) {
-            uri.push(char::from(byte));
-        } else {
-            // Writing to a String cannot fail.
-            let _ = write!(uri, "%{byte:02X}");
-        }
-    }
-    uri
+    let uri = format!("{}{}", call.base, artifacts::address(&output.run, &output.output.file));
+    templates::output_view(output, version, &uri)
 }
 
 pub async fn triggers(daemon: &Arc<Daemon>, version: ApiVersion, id: TemplateId) -> Answer {

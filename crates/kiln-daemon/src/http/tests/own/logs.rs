@@ -25,6 +25,7 @@ fn append(path: &Path, text: &str) {
 async fn until(what: &str, mut is: impl FnMut() -> bool) {
     let wait = async {
         while !is() {
+            // What is asked are files and descriptors, which tell nobody.
             tokio::time::sleep(Duration::from_millis(5)).await;
         }
     };
@@ -156,6 +157,7 @@ async fn an_event_source_that_comes_back_loses_and_doubles_nothing() {
                 append(&log, start);
                 tokio::task::yield_now().await;
                 append(&log, &format!("{end}\n"));
+                // A guest prints over time: the watcher is to catch up in between.
                 tokio::time::sleep(Duration::from_micros(500)).await;
             }
             append(&log, "no end");
@@ -244,6 +246,7 @@ async fn a_client_that_does_not_read_holds_one_piece() {
     };
     let mut before = position();
     until("reading stops", || {
+        // That nothing happens has no event: a while without any read is the sign.
         std::thread::sleep(Duration::from_millis(100));
         let now = position();
         let read = now - before;
