@@ -106,10 +106,6 @@ impl<'a> Daemon<'a> {
         self.kiln.data().join("server").join(name)
     }
 
-    pub fn environment(&self) -> Value {
-        serde_json::from_slice(&std::fs::read(self.server_file("environment.json")).unwrap()).unwrap()
-    }
-
     /// The one subscription made at first start.
     pub fn subscription(&self) -> String {
         let listed = self.get("/subscriptions?api-version=2022-12-01").json();

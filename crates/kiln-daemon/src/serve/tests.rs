@@ -122,6 +122,7 @@ fn router() -> Router {
                 Err(error) => Body::from(format!("failed: {error}")),
             },
             "/slow" => {
+                // An answer that is still under way when the server is told to end.
                 tokio::time::sleep(Duration::from_millis(500)).await;
                 Body::from("slow")
             }
