@@ -340,12 +340,8 @@ impl Following<'_> {
                         Launched::OtherBoot => return reset,
                     }
                 }
-                // What was not on disk yet went with the boot it was started in.
-                State::Gone if header.boot_id != place.boot_id => return reset,
                 // A crash took what had not reached the disk.
-                State::Gone if header.boot_id != place.boot_id => {
-                    return Ok(StepEnd::RebootedDuring { orderly: false });
-                }
+                State::Gone if header.boot_id != place.boot_id => return reset,
                 State::Gone => return Err(self.step_lost("its folder is gone")),
                 State::Lost => return Err(self.step_lost(&header.detail)),
             }
