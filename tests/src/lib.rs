@@ -22,6 +22,7 @@
 
 pub mod census;
 pub mod daemon;
+pub mod daemon_run;
 pub mod disk;
 pub mod footer;
 pub mod keys;

@@ -3,10 +3,11 @@
 //! INVARIANT: a run ends once, here (or, where its worker died, when it is settled).
 
 use kiln_host::wait::Interrupted;
-use kiln_model::event::{Failure, RunEventKind, RunOutput, StepRef};
+use kiln_model::event::{Failure, RunEventKind, StepRef};
 use kiln_model::run::{Fault, Phase, RunState};
 
 use crate::claim::Claimed;
+use crate::distribute::{Distributed, Missed};
 use crate::error::BuildError;
 use crate::journal::millis;
 use crate::log::tail;
@@ -15,13 +16,14 @@ use crate::workspace;
 /// Shown of each log when a run fails.
 const TAIL_LINES: usize = 15;
 
-pub fn finish(claimed: Claimed, result: Result<Vec<RunOutput>, BuildError>) -> RunState {
+pub fn finish(claimed: Claimed, result: Result<Distributed, BuildError>) -> RunState {
     let Claimed { dir, request, plan, journal, log, control, .. } = &claimed;
-    let result = result.and_then(|outputs| match log.take_error().or_else(|| journal.take_error()) {
+    let result = result.and_then(|distributed| match log.take_error().or_else(|| journal.take_error()) {
         Some(error) => Err(BuildError::Journal(error)),
-        None => Ok(outputs),
+        None => Ok(distributed),
     });
-    let keep = result.is_err() && request.keep_on_error;
+    let whole = result.as_ref().is_ok_and(|distributed| distributed.missed.is_empty());
+    let keep = !whole && request.keep_on_error;
     if !keep && let Err(error) = workspace::remove(dir) {
         journal.warn(format!("the run's work folder {} was not removed: {error}", dir.work().display()));
     }
@@ -29,10 +31,39 @@ pub fn finish(claimed: Claimed, result: Result<Vec<RunOutput>, BuildError>) -> R
     // A shorter bound of its own (the login's, say) may have ended a wait: only the
     // run's own bound makes it a cancel or a time-out.
     let ended_by = control.check().err();
+    let failure = |fault, phase, step, cause: &str, chain| Failure {
+        fault,
+        phase,
+        step,
+        cause: cause.to_owned(),
+        chain,
+        log_tail: tail(&dir.customization_log(), TAIL_LINES),
+        console_tail: tail(&dir.serial_log(), TAIL_LINES),
+    };
     let (state, message, failure) = match result {
-        Ok(outputs) => {
+        Ok(Distributed { outputs, missed }) => {
             let names: Vec<&str> = outputs.iter().map(|output| output.file.as_str()).collect();
-            (RunState::Succeeded, format!("{} made", names.join(", ")), None)
+            let made = format!("{} made", names.join(", "));
+            match missed.first() {
+                None => (RunState::Succeeded, made, None),
+                Some(first) => {
+                    let causes: Vec<String> = missed.iter().map(|missed| missed.error.sentence()).collect();
+                    let causes = causes.join("; ");
+                    let Missed { step, error } = first;
+                    let failure = failure(
+                        error.fault(),
+                        Phase::Distributing,
+                        Some(step.clone()),
+                        &causes,
+                        error.chain(),
+                    );
+                    if outputs.is_empty() {
+                        (RunState::Failed, causes, Some(failure))
+                    } else {
+                        (RunState::PartiallySucceeded, format!("{made}; {causes}"), Some(failure))
+                    }
+                }
+            }
         }
         Err(error) if error.interrupted().is_some() && ended_by == Some(Interrupted::Canceled) => {
             (RunState::Canceled, "the run was canceled".to_owned(), None)
@@ -48,15 +79,7 @@ pub fn finish(claimed: Claimed, result: Result<Vec<RunOutput>, BuildError>) -> R
             if timed_out || !matches!(error, BuildError::Input { .. }) {
                 log.error(&cause);
             }
-            let failure = Failure {
-                fault,
-                phase,
-                step,
-                cause: cause.clone(),
-                chain: error.chain(),
-                log_tail: tail(&dir.customization_log(), TAIL_LINES),
-                console_tail: tail(&dir.serial_log(), TAIL_LINES),
-            };
+            let failure = failure(fault, phase, step, &cause, error.chain());
             (RunState::Failed, cause, Some(failure))
         }
     };

@@ -7,7 +7,7 @@
 //!                    boot::start     overlay, media, machine, login        ─► ConnectedGuest
 //!    Customizing     customize::run  customizers in template order         ─► ConnectedGuest
 //!                    generalize::run deprovision, clean up, power down     ─► Generalized
-//!    Distributing    distribute::run each target, whole or not at all      ─► [RunOutput]
+//!    Distributing    distribute::run each target, whole or not at all      ─► Distributed
 //!    finish          the one place where a run ends
 //! ```
 //! Each phase takes what the one before it made: what must not happen does not
@@ -34,11 +34,11 @@ pub use claim::ClaimError;
 pub use context::WorkerSettings;
 pub use error::BuildError;
 
-use kiln_model::event::RunOutput;
 use kiln_model::run::{Phase, RunState};
 use tokio_util::sync::CancellationToken;
 
 use crate::context::Run;
+use crate::distribute::Distributed;
 use crate::run_dir::RunDir;
 
 /// Executes the run of a prepared run directory. Returns how it ended.
@@ -64,7 +64,7 @@ pub async fn work(
 }
 
 /// The pipeline.
-async fn build(run: &Run) -> Result<Vec<RunOutput>, BuildError> {
+async fn build(run: &Run) -> Result<Distributed, BuildError> {
     run.journal.phase(Phase::Building);
     let inputs = inputs::fetch(run).await?;
     let guest = boot::start(run).await?;

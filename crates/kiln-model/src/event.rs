@@ -78,6 +78,7 @@ pub enum RunEventKind {
         state: RunState,
         /// One sentence. For failures: the cause.
         message: String,
+        /// Of a run that failed, or that could not serve all its targets.
         #[serde(default, skip_serializing_if = "Option::is_none")]
         failure: Option<Failure>,
         ms: u64,

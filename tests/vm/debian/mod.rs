@@ -1,6 +1,7 @@
 //! What a user gets from the Debian 12 base image.
 
 mod adopted;
+mod daemon;
 mod faults;
 mod generations;
 mod pass_through;

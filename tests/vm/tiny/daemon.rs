@@ -1,93 +1,20 @@
 //! Runs of a daemon: it may end at any moment, and a run goes on; a worker may, and its run is settled.
 
-use std::path::PathBuf;
 use std::time::Duration;
 
-use kiln_tests::census;
 use kiln_tests::daemon::Daemon;
-use kiln_tests::disk::Disk;
-use kiln_tests::footer;
+use kiln_tests::daemon_run::{
+    MAKE, RUN_LIMIT, assert_clean, assert_made, events, until_event, until_step, worker,
+};
 use kiln_tests::kiln::Kiln;
 use kiln_tests::program::{self, until};
 use kiln_tests::slots;
 use kiln_tests::template::{Template, tiny};
-use serde_json::Value;
-
-/// A run of the tiny guest, waiting for the processor included.
-const RUN_LIMIT: Duration = Duration::from_secs(10 * 60);
 
 fn small() -> Template {
     // The tiny guest has no waagent: it brings a deprovisioning of its own.
-    let lines = [
-        "echo made by a daemon | sudo tee /srv/made",
-        "echo 'sleep 2' > /tmp/DeprovisioningScript.sh",
-        "sleep 4",
-    ];
+    let lines = [MAKE, "echo 'sleep 2' > /tmp/DeprovisioningScript.sh", "sleep 4"];
     tiny().shell("short", lines)
-}
-
-fn events(kiln: &Kiln) -> Vec<Value> {
-    let Some(run) = kiln.runs().pop() else { return Vec::new() };
-    let text = std::fs::read_to_string(run.join("events.jsonl")).unwrap_or_default();
-    text.lines()
-        .filter_map(|line| serde_json::from_str::<Value>(line).ok())
-        .map(|line| line["event"].clone())
-        .collect()
-}
-
-fn until_event(kiln: &Kiln, what: &str, wanted: impl Fn(&Value) -> bool) {
-    until(what, RUN_LIMIT, || {
-        let events = events(kiln);
-        let came = events.iter().any(&wanted);
-        let ended = events.iter().any(|event| event["kind"] == "runEnded");
-        assert!(came || !ended, "the run ended before {what}: {events:#?}");
-        came.then_some(())
-    });
-}
-
-fn until_step(kiln: &Kiln, id: &str) {
-    until_event(kiln, &format!("the step {id}"), |event| {
-        event["kind"] == "stepStarted" && event["step"]["id"] == id
-    });
-}
-
-fn worker(kiln: &Kiln) -> census::Process {
-    let claim = kiln.runs().pop().expect("a run").join("claim.json");
-    let pid = until("a claim", Duration::from_secs(30), || {
-        let claim: Value = serde_json::from_slice(&std::fs::read(&claim).ok()?).ok()?;
-        i32::try_from(claim["pid"].as_i64()?).ok()
-    });
-    kiln.processes().into_iter().find(|process| process.pid == pid).expect("the worker lives")
-}
-
-/// The artifact of the template's run output `out`, downloaded.
-fn download(daemon: &Daemon<'_>, template: &str) -> PathBuf {
-    let id = daemon.template_id(template);
-    let output = daemon.get(&format!("{id}/runOutputs/out?api-version=2023-07-01")).json();
-    let uri = output["properties"]["artifactUri"].as_str().unwrap_or_else(|| panic!("{output:#}")).to_owned();
-    let to = daemon.kiln().path().join("downloaded.vhd");
-    // The port may be another daemon's: the path is what stays.
-    let path = &uri[uri.find("/kiln/").unwrap()..];
-    daemon.download(path, &to);
-    to
-}
-
-fn assert_made(daemon: &Daemon<'_>, template: &str) {
-    let vhd = download(daemon, template);
-    footer::assert_fit_for_azure(&vhd);
-    assert_eq!(Disk::open(&vhd).text("/srv/made"), "made by a daemon\n");
-    std::fs::remove_file(vhd).unwrap();
-}
-
-/// No process, no work folder, no half-made file of any run.
-fn assert_clean(kiln: &Kiln) {
-    until("every process is gone", Duration::from_secs(10), || kiln.processes().is_empty().then_some(()));
-    for run in kiln.runs() {
-        assert!(!run.join("work").exists(), "{}: the work folder is gone", run.display());
-    }
-    let left =
-        program::output("find", [kiln.data().join("artifacts").as_os_str(), "-name".as_ref(), ".*".as_ref()]);
-    assert_eq!(left, "", "nothing half-made among the artifacts");
 }
 
 fn daemon_killed_at(step: &str) {
@@ -265,4 +192,35 @@ fn a_cancel_during_distribution_keeps_what_is_finished() {
     let files =
         program::output("find", [kiln.data().join("artifacts").as_os_str(), "-type".as_ref(), "f".as_ref()]);
     assert!(files.contains("first") && !files.contains("second"), "{files}");
+}
+
+/// Of two targets one cannot be served: the run has succeeded in part, and says which.
+#[test]
+fn a_target_that_fails_is_told_and_the_other_is_there() {
+    let kiln = Kiln::new();
+    let _slot = slots::take();
+    let daemon = Daemon::start(&kiln);
+    let two = serde_json::json!([
+        { "type": "VHD", "runOutputName": "first" },
+        { "type": "VHD", "runOutputName": "out" },
+    ]);
+    daemon.put_template("t", &small().with("distribute", two));
+    let operation = daemon.start_run("t");
+    until_step(&kiln, "customize/1");
+    // A folder is in the first one's way.
+    let run = kiln.runs().pop().unwrap();
+    let artifacts = kiln.data().join("artifacts").join(run.file_name().unwrap());
+    std::fs::create_dir_all(artifacts.join("first.vhd/in-the-way")).unwrap();
+    let ended = daemon.until_operation_ended(&operation, RUN_LIMIT);
+    assert_eq!(ended["status"], "Succeeded", "{ended:#}");
+    let last = daemon.template("t")["properties"]["lastRunStatus"].clone();
+    assert_eq!(last["runState"], "PartiallySucceeded", "{last:#}");
+    let message = last["message"].as_str().unwrap();
+    assert!(message.starts_with("Distributed in part: out.vhd made; "), "{message}");
+    assert!(message.contains("\"first\"") && message.contains("customization.log"), "{message}");
+    assert_made(&daemon, "t");
+    let missing = daemon.get(&format!("{}/runOutputs/first?api-version=2023-07-01", daemon.template_id("t")));
+    assert_eq!(missing.status, 404, "{}", missing.text());
+    daemon.stop();
+    assert_clean(&kiln);
 }

@@ -5,10 +5,15 @@
 
 use std::time::Duration;
 
+use kiln_tests::footer;
 use kiln_tests::kiln::{Ended, Kiln, Running};
 use kiln_tests::server::{Answer, Server};
 use kiln_tests::template::{Template, tiny};
 use rustix::process::{Pid, Signal, kill_process};
+use serde_json::json;
+
+/// The tiny guest has no waagent: it brings a deprovisioning of its own.
+const QUICK_DEPROVISION: &str = "echo true > /tmp/DeprovisioningScript.sh";
 
 /// Where a build is held up, each by something that never ends by itself.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -198,6 +203,38 @@ cases! {
     time_out_while_deprovisioning: Deprovision TimeOut;
     time_out_while_powering_down: PowerDown TimeOut;
     time_out_while_distributing: Distribute TimeOut;
+}
+
+/// A target that cannot be served takes nothing from the others; nor is the run a success.
+#[test]
+fn a_target_that_fails_leaves_the_others() {
+    let kiln = Kiln::new();
+    // A folder is in the second one's way.
+    std::fs::create_dir_all(kiln.out().join("second.vhd/in-the-way")).unwrap();
+    let three = ["first", "second", "third"].map(|name| json!({ "type": "VHD", "runOutputName": name }));
+    let template = tiny().shell("short", [QUICK_DEPROVISION]).with("distribute", json!(three));
+    let ended = kiln.build(&template);
+    assert_eq!(ended.result["state"], "PartiallySucceeded", "{}", ended.story());
+    assert_eq!(ended.exit, Some(1));
+    assert_eq!(ended.result["failure"]["step"]["id"], "distribute/second");
+    let message = ended.result["message"].as_str().unwrap();
+    assert!(
+        message.starts_with("first.vhd, third.vhd made; ") && message.contains("\"second\""),
+        "{message}"
+    );
+    assert_eq!(kiln.artifacts(), ["first.json", "first.vhd", "second.vhd", "third.json", "third.vhd"]);
+    footer::assert_fit_for_azure(&kiln.out().join("first.vhd"));
+    footer::assert_fit_for_azure(&kiln.out().join("third.vhd"));
+    assert!(ended.log().contains("could not write the run output of \"second\""), "{}", ended.log());
+    assert!(!ended.run_dir.as_ref().unwrap().join("work").exists(), "the work folder is gone");
+
+    // With none served it has failed.
+    std::fs::create_dir_all(kiln.out().join("third.json/in-the-way")).unwrap();
+    let two = ["second", "third"].map(|name| json!({ "type": "VHD", "runOutputName": name }));
+    let ended =
+        kiln.build(&tiny().shell("short", [QUICK_DEPROVISION]).with("distribute", json!(two))).failed();
+    assert_eq!(ended.failed_step(), "VHD \"second\"");
+    assert!(ended.cause().contains("\"second\"") && ended.cause().contains("\"third\""), "{}", ended.cause());
 }
 
 /// A worker that does not answer is killed by the second Ctrl-C.

@@ -70,7 +70,7 @@ pub(super) fn of_end(
         },
         // Distributed in part is told by the state; what was not is in the message.
         RunState::PartiallySucceeded => EndText {
-            message: format!("{}. Image Build log location: {location}. {search}", capitalized(cause)),
+            message: format!("Distributed in part: {cause}. Image Build log location: {location}. {search}"),
             status: OperationStatus::Succeeded,
             error: None,
         },
@@ -139,6 +139,14 @@ mod tests {
             Canceled
             (Canceled) The image build was canceled. Packer build logs are at location /subscriptions/s/resourceGroups/rg/providers/Microsoft.VirtualMachineImages/imageTemplates/hello/runs/20260102T030405Z-hello-3f9a1c/customization.log. OperationId: 0a1b2c3d-0000-4000-8000-000000000000. Use this operationId to search packer logs."#]]
         .assert_eq(&ended(RunState::Canceled, "the run was canceled"));
+        expect![[r#"
+            Distributed in part: a.vhd made; could not write the VHD of "b": no room. Image Build log location: /subscriptions/s/resourceGroups/rg/providers/Microsoft.VirtualMachineImages/imageTemplates/hello/runs/20260102T030405Z-hello-3f9a1c/customization.log. OperationId: 0a1b2c3d-0000-4000-8000-000000000000. Use this operationId to search packer logs.
+            Succeeded
+        "#]]
+        .assert_eq(&ended(
+            RunState::PartiallySucceeded,
+            "a.vhd made; could not write the VHD of \"b\": no room",
+        ));
         assert_eq!(ended(RunState::Succeeded, "out.vhd made"), "\nSucceeded\n");
     }
 }
