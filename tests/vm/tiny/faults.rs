@@ -229,12 +229,16 @@ fn a_target_that_fails_leaves_the_others() {
     assert!(!ended.run_dir.as_ref().unwrap().join("work").exists(), "the work folder is gone");
 
     // With none served it has failed.
-    std::fs::create_dir_all(kiln.out().join("third.json/in-the-way")).unwrap();
-    let two = ["second", "third"].map(|name| json!({ "type": "VHD", "runOutputName": name }));
+    std::fs::create_dir_all(kiln.out().join("fourth.json/in-the-way")).unwrap();
+    let two = ["second", "fourth"].map(|name| json!({ "type": "VHD", "runOutputName": name }));
     let ended =
         kiln.build(&tiny().shell("short", [QUICK_DEPROVISION]).with("distribute", json!(two))).failed();
     assert_eq!(ended.failed_step(), "VHD \"second\"");
-    assert!(ended.cause().contains("\"second\"") && ended.cause().contains("\"third\""), "{}", ended.cause());
+    assert!(
+        ended.cause().contains("\"second\"") && ended.cause().contains("\"fourth\""),
+        "{}",
+        ended.cause()
+    );
 }
 
 /// A worker that does not answer is killed by the second Ctrl-C.
