@@ -9,7 +9,7 @@ help: ## List these commands
 demo: ## Set up this machine, make a base image, build a template into a VHD
 	@scripts/demo
 
-test: ## Set up this machine and run the tests, real guests included
+test: ## Set up this machine and run every test, real guests included
 	@scripts/test all
 
 check: ## Format, lints and the tests that need no guest (the inner loop)

@@ -227,8 +227,11 @@ impl Life {
         );
         machine.sh("chmod 755 /usr/local/bin/answer");
         self.answer_on(7001);
-        // An administrator's change: it must be there after the upgrade.
-        machine.sh("printf 'inputs:\\n  allowPrivateAddresses: true\\n' >> /etc/kiln/kiln.yaml; systemctl restart kiln");
+        // An administrator's changes: they must be there after the upgrade. Two runs at a time, on one processor.
+        machine.sh(
+            "printf 'runs:\\n  cpus: 2\\ninputs:\\n  allowPrivateAddresses: true\\n' >> /etc/kiln/kiln.yaml
+             systemctl restart kiln",
+        );
         self.serving();
         for name in ["a", "b", "c", "d"] {
             let template = tiny()
@@ -457,7 +460,7 @@ impl Life {
             &format!("grep '\"kind\":\"stepStarted\".*\"connect\"' {dir}/events.jsonl || true"),
         );
         let worker = machine.sh(&format!("jq .pid {dir}/claim.json"));
-        let qemu = machine.sh(&format!("pgrep -P {worker} qemu-system"));
+        let qemu = machine.sh(&format!("pgrep -P {worker} -f qemu-system"));
         let user = machine.sh("id -u kiln");
         for pid in [&worker, &qemu] {
             let facts = machine.sh(&format!(
