@@ -11,6 +11,8 @@ use crate::disk::Disk;
 use crate::footer;
 use crate::kiln::Kiln;
 use crate::program::{self, until};
+use crate::slots;
+use crate::template::Template;
 
 /// A run, waiting for the processor included.
 pub const RUN_LIMIT: Duration = Duration::from_secs(10 * 60);
@@ -79,4 +81,49 @@ pub fn assert_clean(kiln: &Kiln) {
     let left =
         program::output("find", [kiln.data().join("artifacts").as_os_str(), "-name".as_ref(), ".*".as_ref()]);
     assert_eq!(left, "", "nothing half-made among the artifacts");
+}
+
+/// A daemon killed at the beginning of `step`: the run ends well, and the next daemon reports it. What `template`
+/// makes is [`MAKE`].
+pub fn survives_its_daemon(template: &Template, step: &str) {
+    let kiln = Kiln::new();
+    let _slot = slots::take();
+    let first = Daemon::start(&kiln);
+    first.put_template("t", template);
+    let operation = first.start_run("t");
+    until_step(&kiln, step);
+    let working = worker(&kiln).pid;
+    first.kill();
+    assert_eq!(worker(&kiln).pid, working, "the worker goes on");
+    let second = Daemon::start(&kiln);
+    let ended = second.until_operation_ended(&operation, RUN_LIMIT);
+    assert_eq!(ended["status"], "Succeeded", "{ended:#}");
+    assert_eq!(second.template("t")["properties"]["lastRunStatus"]["runState"], "Succeeded");
+    assert_eq!(kiln.runs().len(), 1, "it was the same run all along");
+    assert_made(&second, "t");
+    second.stop();
+    assert_clean(&kiln);
+}
+
+/// A worker killed in the first customizer of `template`, which never ends by itself: the run is settled, and nothing
+/// is left of it.
+pub fn settles_its_worker(template: &Template) {
+    let kiln = Kiln::new();
+    let _slot = slots::take();
+    let daemon = Daemon::start(&kiln);
+    daemon.put_template("t", template);
+    let operation = daemon.start_run("t");
+    until_step(&kiln, "customize/1");
+    worker(&kiln).kill();
+    // The daemon itself is the one process that stays.
+    let own = i32::try_from(daemon.pid()).unwrap();
+    until("worker and QEMU are gone", Duration::from_secs(5), || {
+        kiln.processes().iter().all(|process| process.pid == own).then_some(())
+    });
+    let ended = daemon.until_operation_ended(&operation, Duration::from_secs(30));
+    assert_eq!(ended["status"], "Failed", "{ended:#}");
+    let message = ended["error"]["message"].as_str().unwrap();
+    assert!(message.contains("worker") && message.contains("SIGKILL"), "{message}");
+    daemon.stop();
+    assert_clean(&kiln);
 }

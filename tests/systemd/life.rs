@@ -17,7 +17,7 @@ use crate::package::PACKAGES;
 
 /// A guest from its start to a step, or from a step to the run's end, two emulators deep.
 const GUEST_LIMIT: Duration = Duration::from_secs(600);
-const SOON: Duration = Duration::from_secs(60);
+const SOON: Duration = Duration::from_secs(180);
 /// Part of an address a template names; it may be nowhere but in the store.
 const CANARY: &str = "canary7f3e91aa";
 /// The data of the service.

@@ -148,7 +148,7 @@ pub struct RunOutput {
     pub format: u32,
     /// `runOutputName` of the template.
     pub name: String,
-    /// `VHD` for now.
+    /// What it was distributed as: `VHD`.
     pub r#type: String,
     pub run_id: String,
     /// File name of the artifact, beside this file.

@@ -4,10 +4,11 @@ use std::time::Duration;
 
 use kiln_tests::daemon::Daemon;
 use kiln_tests::daemon_run::{
-    MAKE, RUN_LIMIT, assert_clean, assert_made, events, until_event, until_step, worker,
+    MAKE, RUN_LIMIT, assert_clean, assert_made, events, settles_its_worker, survives_its_daemon, until_event,
+    until_step, worker,
 };
 use kiln_tests::kiln::Kiln;
-use kiln_tests::program::{self, until};
+use kiln_tests::program;
 use kiln_tests::slots;
 use kiln_tests::template::{Template, tiny};
 
@@ -17,28 +18,8 @@ fn small() -> Template {
     tiny().shell("short", lines)
 }
 
-fn daemon_killed_at(step: &str) {
-    let kiln = Kiln::new();
-    let _slot = slots::take();
-    let first = Daemon::start(&kiln);
-    first.put_template("t", &small());
-    let operation = first.start_run("t");
-    until_step(&kiln, step);
-    let working = worker(&kiln).pid;
-    first.kill();
-    assert_eq!(worker(&kiln).pid, working, "the worker goes on");
-    let second = Daemon::start(&kiln);
-    let ended = second.until_operation_ended(&operation, RUN_LIMIT);
-    assert_eq!(ended["status"], "Succeeded", "{ended:#}");
-    assert_eq!(second.template("t")["properties"]["lastRunStatus"]["runState"], "Succeeded");
-    assert_eq!(kiln.runs().len(), 1, "it was the same run all along");
-    assert_made(&second, "t");
-    second.stop();
-    assert_clean(&kiln);
-}
-
 macro_rules! killed_at {
-    ($($name:ident: $step:literal;)*) => { $(#[test] fn $name() { daemon_killed_at($step) })* };
+    ($($name:ident: $step:literal;)*) => { $(#[test] fn $name() { survives_its_daemon(&small(), $step) })* };
 }
 
 killed_at! {
@@ -84,24 +65,7 @@ fn a_restarted_daemon_follows_its_runs_on() {
 
 #[test]
 fn a_killed_worker_is_settled() {
-    let kiln = Kiln::new();
-    let _slot = slots::take();
-    let daemon = Daemon::start(&kiln);
-    daemon.put_template("t", &tiny().shell("forever", ["sleep 100000"]));
-    let operation = daemon.start_run("t");
-    until_step(&kiln, "customize/1");
-    worker(&kiln).kill();
-    let ended = daemon.until_operation_ended(&operation, Duration::from_secs(30));
-    assert_eq!(ended["status"], "Failed", "{ended:#}");
-    let message = ended["error"]["message"].as_str().unwrap();
-    assert!(message.contains("worker") && message.contains("SIGKILL"), "{message}");
-    // The daemon itself is the one process that stays.
-    until("worker and QEMU are gone", Duration::from_secs(5), || {
-        let pid = i32::try_from(daemon.pid()).unwrap();
-        kiln.processes().iter().all(|process| process.pid == pid).then_some(())
-    });
-    daemon.stop();
-    assert_clean(&kiln);
+    settles_its_worker(&tiny().shell("forever", ["sleep 100000"]));
 }
 
 /// Worker and daemon die together; the next daemon settles the run, once.
