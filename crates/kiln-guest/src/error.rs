@@ -11,6 +11,7 @@ use kiln_host::wait::Interrupted;
 use crate::connect::AttemptFailure;
 use crate::lines::printable;
 use crate::upload::UploadFailure;
+use crate::winrm::WinrmError;
 
 #[derive(Debug, thiserror::Error)]
 pub enum GuestError {
@@ -101,6 +102,19 @@ pub enum GuestError {
 
     #[error("{what} cannot be used for a step in the guest: {why}")]
     BadStep { what: String, why: &'static str },
+
+    /// A guest reached over WinRM has its own ways to fail.
+    #[error(transparent)]
+    Winrm(WinrmError),
+}
+
+impl From<WinrmError> for GuestError {
+    fn from(error: WinrmError) -> Self {
+        match error {
+            WinrmError::Interrupted(interrupted) => Self::Interrupted(interrupted),
+            error => Self::Winrm(error),
+        }
+    }
 }
 
 impl GuestError {

@@ -1,4 +1,4 @@
-//! The inside of a machine: a guest reached over SSH, commands that outlive the connection, files.
+//! The inside of a machine: a guest reached over SSH or WinRM, commands that outlive the connection, files.
 //!
 //! ```text
 //!   Login (address, user, our key, the host key we injected)
@@ -10,6 +10,10 @@
 //!     ├─ upload         a file of any size, its digest checked inside                          upload, destination
 //!     └─ run_detached   a step: own session in the guest, output read by offset                step
 //! ```
+//!
+//! A Windows is reached over WinRM instead ([`winrm::WinrmGuest`]): the same ideas over another protocol, side by
+//! side with SSH and with nothing shared but output streams, lines and the words for failed uploads.
+//! What a Windows guest is told, and what its answers mean, is in [`os::windows`], apart from any connection.
 //!
 //! Who owns what: the guest's side of every operation is a small POSIX shell script (`*.sh` beside the module that
 //! sends it), which answers in a line format of its own; the Rust side owns time-outs, retries and the meaning of the
@@ -31,10 +35,12 @@ pub mod guest;
 pub mod keys;
 pub mod lines;
 mod link;
+pub mod os;
 pub mod quote;
 mod session;
 pub mod step;
 pub mod upload;
+pub mod winrm;
 
 pub use connect::{AttemptFailure, ConnectAttempt, Limits, Login};
 pub use destination::{DestinationError, resolve_destination};
@@ -43,5 +49,6 @@ pub use facts::{GuestFacts, Sudo};
 pub use guest::{ExecOutput, Guest};
 pub use keys::{KeyPair, PublicKey};
 pub use quote::sh_quote;
+pub use session::Stream;
 pub use step::{DetachedStep, OutputChunk, StepEnd, StepNotice};
 pub use upload::{PlacedAs, UploadFailure, Uploaded};

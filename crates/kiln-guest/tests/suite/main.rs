@@ -16,6 +16,7 @@ mod real_guest;
 mod server;
 mod step;
 mod upload;
+mod winrm_lab;
 
 use std::time::Duration;
 
