@@ -8,6 +8,7 @@
 //!  Footer   reads a VHD's footer by the published specification
 //!  Server   serves scripts and files, well or badly
 //!  Daemon   `kiln serve` of a home, asked by curl
+//!  Lab      the lab's WinRM server, treated badly by rules, counted by its log
 //!  census   which processes a run has, and had
 //! ```
 //! Nothing here is Kiln's own code: the command is driven as a person drives it, and
@@ -27,6 +28,7 @@ pub mod disk;
 pub mod footer;
 pub mod keys;
 pub mod kiln;
+pub mod lab;
 pub mod program;
 pub mod reboot;
 pub mod server;

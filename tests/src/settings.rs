@@ -53,6 +53,19 @@ pub fn clients() -> PathBuf {
     variable("KILN_CLIENTS").unwrap_or_else(|| test_data().join("clients"))
 }
 
+/// The Python environment of the WinRM lab: `KILN_LAB`, else beside the test data. Made by `scripts/lab`.
+pub fn lab() -> Option<PathBuf> {
+    let beside = || variable("KILN_TEST_DATA").unwrap_or_else(|| repository().join("target/test-data"));
+    let place = variable("KILN_LAB").unwrap_or_else(|| beside().join("lab"));
+    place.join("wanted").is_file().then_some(place)
+}
+
+/// The client of other people that judges the lab: `KILN_LAB_PEER`, else beside the lab. Made by `scripts/lab DIR peer`.
+pub fn lab_peer() -> Option<PathBuf> {
+    let beside = || Some(lab()?.with_file_name("lab-peer").join("debug/lab-peer"));
+    variable("KILN_LAB_PEER").or_else(beside).filter(|program| program.is_file())
+}
+
 /// A variable that every child process gets.
 pub fn inherited(name: &str) -> Option<String> {
     variable(name).map(|value| value.display().to_string())
