@@ -7,6 +7,9 @@
 //!   published. `discard` and `detect-zeroes` let the overlay shrink with its contents.
 //! - `werror=stop,rerror=stop`: an I/O error pauses the guest before it can act on it; a full disk can then be waited
 //!   out. `panic=pause`: a panicked guest stays to be looked at until we end it.
+//! - A Windows machine has Hyper-V's enlightenments whoever runs it (TCG takes those it knows, silently), no HPET and a
+//!   local clock whose lost ticks are caught up: what Microsoft's and QEMU's own pages advise for Windows guests.
+//! - Secure Boot's variables are guarded by system management mode: the flash is secure, the chipset has SMM.
 //! - TCG has `-cpu max` (the fastest measured); KVM a named model with `enforce`, never `host`, so that the same model
 //!   means the same machine.
 
@@ -17,7 +20,7 @@ use std::path::{Path, PathBuf};
 use crate::disk::DiskFormat;
 use crate::firmware::Firmware;
 use crate::host::{Accelerator, Features};
-use crate::machine::{Machine, Network};
+use crate::machine::{Drivers, Hardware, Machine, Network};
 
 /// What libvirt denies as well: QEMU needs none of it once it runs.
 pub(crate) const SANDBOX: &str = "on,obsolete=deny,elevateprivileges=deny,spawn=deny,resourcecontrol=deny";
@@ -45,17 +48,33 @@ pub fn arguments(machine: &Machine, features: &Features) -> Vec<OsString> {
         .set("path", &machine.serial_log)
         .set("append", "on");
     argv.pair("-serial", "chardev:serial0");
+    if let Hardware::Windows { tpm, .. } = &machine.hardware {
+        argv.pair("-device", "qemu-xhci,id=usb")
+            .pair("-device", "usb-tablet,bus=usb.0")
+            .pair("-device", "VGA");
+        if tpm.is_some() {
+            argv.option("-chardev").bare("socket").set("id", "tpm0").set("path", tpm_socket(machine));
+            argv.pair("-tpmdev", "emulator,id=tpm0,chardev=tpm0").pair("-device", "tpm-crb,tpmdev=tpm0");
+        }
+    }
     disks(&mut argv, machine);
-    if let Network::User { forward_ssh } = machine.network {
+    media(&mut argv, machine);
+    if let Network::User { forward } = &machine.network {
         let mut netdev = argv.option("-netdev").bare("user").set("id", "net0");
-        if forward_ssh {
-            netdev = netdev.set("hostfwd", "tcp:127.0.0.1:0-:22");
+        for port in forward {
+            netdev = netdev.set("hostfwd", format!("tcp:127.0.0.1:0-:{port}"));
         }
         drop(netdev);
+        let card = match machine.hardware {
+            Hardware::Windows { drivers: Drivers::Inbox, .. } => "e1000e",
+            Hardware::Paravirtual | Hardware::Windows { drivers: Drivers::Virtio, .. } => "virtio-net-pci",
+        };
         // Without its ROM the card cannot boot, and is not asked to.
-        argv.pair("-device", "virtio-net-pci,netdev=net0,romfile=");
+        argv.pair("-device", format!("{card},netdev=net0,romfile="));
     }
-    argv.pair("-object", "rng-builtin,id=rng0").pair("-device", "virtio-rng-pci,rng=rng0");
+    if machine.hardware == Hardware::Paravirtual {
+        argv.pair("-object", "rng-builtin,id=rng0").pair("-device", "virtio-rng-pci,rng=rng0");
+    }
     if features.pvpanic {
         argv.pair("-device", "pvpanic");
     }
@@ -76,17 +95,23 @@ pub(crate) fn qmp_socket(machine: &Machine) -> PathBuf {
     machine.runtime_dir.join("qmp")
 }
 
+/// Where swtpm listens.
+pub(crate) fn tpm_socket(machine: &Machine) -> PathBuf {
+    machine.runtime_dir.join("tpm")
+}
+
 /// The block node of a disk, by which QEMU names it in events.
 pub(crate) fn disk_node(index: usize) -> String {
     format!("disk{index}")
 }
 
 fn platform(argv: &mut Argv, machine: &Machine) {
+    let windows = machine.hardware != Hardware::Paravirtual;
     match &machine.firmware {
         Firmware::Bios => {
-            argv.pair("-machine", "pc");
+            argv.pair("-machine", if windows { "q35,hpet=off" } else { "pc" });
         }
-        Firmware::Uefi { code, vars } => {
+        Firmware::Uefi { code, vars, secure_boot } => {
             argv.option("-blockdev")
                 .set("driver", "raw")
                 .set("node-name", "code0")
@@ -98,18 +123,38 @@ fn platform(argv: &mut Argv, machine: &Machine) {
                 .set("node-name", "vars0")
                 .set("file.driver", "file")
                 .set("file.filename", vars);
-            argv.pair("-machine", "q35,pflash0=code0,pflash1=vars0");
+            let mut kind = argv.option("-machine").bare("q35");
+            if *secure_boot {
+                kind = kind.set("smm", "on");
+            }
+            if windows {
+                kind = kind.set("hpet", "off");
+            }
+            drop(kind.set("pflash0", "code0").set("pflash1", "vars0"));
+            if *secure_boot {
+                argv.pair("-global", "driver=cfi.pflash01,property=secure,value=on");
+            }
         }
     }
+    let enlightenments = if windows { ENLIGHTENMENTS } else { "" };
     match &machine.accelerator {
         Accelerator::Kvm { cpu_model } => {
-            argv.pair("-accel", "kvm").pair("-cpu", format!("{cpu_model},enforce"));
+            let more = if windows { KVM_ENLIGHTENMENTS } else { "" };
+            argv.pair("-accel", "kvm").pair("-cpu", format!("{cpu_model},enforce{enlightenments}{more}"));
         }
         Accelerator::Tcg { .. } => {
-            argv.pair("-accel", "tcg,thread=multi").pair("-cpu", "max");
+            argv.pair("-accel", "tcg,thread=multi").pair("-cpu", format!("max{enlightenments}"));
         }
     }
+    if windows {
+        argv.pair("-rtc", "base=localtime,driftfix=slew");
+    }
 }
+
+/// QEMU's docs/system/i386/hyperv.rst, "Recommendations".
+const ENLIGHTENMENTS: &str = ",hv_relaxed=on,hv_vapic=on,hv_spinlocks=0x1fff,hv_vpindex=on,hv_time=on";
+/// Those that only KVM has.
+const KVM_ENLIGHTENMENTS: &str = ",hv_crash=on,hv_runtime=on,hv_synic=on,hv_stimer=on,hv_frequencies=on,hv_reset=on,hv_tlbflush=on,hv_ipi=on";
 
 fn disks(argv: &mut Argv, machine: &Machine) {
     for (index, disk) in machine.disks.iter().enumerate() {
@@ -124,12 +169,25 @@ fn disks(argv: &mut Argv, machine: &Machine) {
             .set("file.filename", disk.path())
             .set("file.cache.no-flush", "on")
             .set("file.discard", "unmap");
-        let mut device = argv.option("-device").bare("virtio-blk-pci").set("id", format!("virtio-{node}"));
+        // The chipset of every Windows machine has an AHCI controller with six ports.
+        let mut device = match machine.hardware {
+            Hardware::Windows { drivers: Drivers::Inbox, .. } => argv
+                .option("-device")
+                .bare("ide-hd")
+                .set("id", format!("ahci-{node}"))
+                .set("bus", format!("ide.{index}")),
+            Hardware::Paravirtual | Hardware::Windows { drivers: Drivers::Virtio, .. } => {
+                argv.option("-device").bare("virtio-blk-pci").set("id", format!("virtio-{node}"))
+            }
+        };
         device = device.set("drive", &node).set("werror", "stop").set("rerror", "stop");
         if index == 0 && machine.kernel.is_none() {
             device.set("bootindex", "0");
         }
     }
+}
+
+fn media(argv: &mut Argv, machine: &Machine) {
     for (index, medium) in machine.media.iter().enumerate() {
         let node = format!("medium{index}");
         argv.option("-blockdev")
@@ -138,11 +196,19 @@ fn disks(argv: &mut Argv, machine: &Machine) {
             .set("read-only", "on")
             .set("file.driver", "file")
             .set("file.filename", &medium.path);
-        argv.option("-device")
-            .bare("virtio-blk-pci")
-            .set("id", format!("virtio-{node}"))
-            .set("drive", &node)
-            .set("rerror", "stop");
+        let device = match machine.hardware {
+            // Windows looks for answer files on removable drives only.
+            Hardware::Windows { .. } => argv
+                .option("-device")
+                .bare("usb-storage")
+                .set("id", format!("usb-{node}"))
+                .set("bus", "usb.0")
+                .set("removable", "on"),
+            Hardware::Paravirtual => {
+                argv.option("-device").bare("virtio-blk-pci").set("id", format!("virtio-{node}"))
+            }
+        };
+        drop(device.set("drive", &node).set("rerror", "stop"));
     }
 }
 
@@ -217,7 +283,7 @@ mod tests {
 
     use super::*;
     use crate::disk::Overlay;
-    use crate::machine::{DirectBoot, Medium};
+    use crate::machine::{DirectBoot, Medium, Tpm};
 
     const ALL: Features = Features { sandbox: true, pvpanic: true };
 
@@ -228,9 +294,10 @@ mod tests {
             cpus: 2,
             memory_mib: 1024,
             firmware: Firmware::Bios,
+            hardware: Hardware::Paravirtual,
             disks: vec![Overlay::at("/runs/1/os.qcow2", 8 << 30)],
             media: vec![Medium { path: "/runs/1/seed.img".into() }],
-            network: Network::User { forward_ssh: true },
+            network: Network::User { forward: vec![22] },
             smbios_serial: Some("ds=nocloud".into()),
             serial_log: "/runs/1/serial.log".into(),
             qemu_log: "/runs/1/qemu.log".into(),
@@ -241,7 +308,19 @@ mod tests {
     }
 
     fn uefi() -> Firmware {
-        Firmware::Uefi { code: "/usr/share/OVMF/OVMF_CODE_4M.fd".into(), vars: "/runs/1/vars.fd".into() }
+        Firmware::Uefi {
+            code: "/usr/share/OVMF/OVMF_CODE_4M.fd".into(),
+            vars: "/runs/1/vars.fd".into(),
+            secure_boot: false,
+        }
+    }
+
+    fn secure_uefi() -> Firmware {
+        Firmware::Uefi {
+            code: "/usr/share/OVMF/OVMF_CODE_4M.ms.fd".into(),
+            vars: "/runs/1/vars.fd".into(),
+            secure_boot: true,
+        }
     }
 
     /// One option with its value a line.
@@ -294,6 +373,168 @@ mod tests {
             -device pvpanic
             -boot menu=off,strict=on"#]],
         );
+    }
+
+    fn windows(drivers: Drivers, with_tpm: bool) -> Machine {
+        let tpm = Tpm {
+            program: "/usr/bin/swtpm".into(),
+            state: "/runs/1/work/tpm".into(),
+            log: "/runs/1/tpm.log".into(),
+        };
+        Machine {
+            hardware: Hardware::Windows { drivers, tpm: with_tpm.then_some(tpm) },
+            network: Network::User { forward: vec![5985, 5986] },
+            smbios_serial: None,
+            ..machine()
+        }
+    }
+
+    #[test]
+    fn windows_of_generation_1_under_tcg() {
+        check(
+            &windows(Drivers::Inbox, false),
+            &ALL,
+            &expect![[r#"
+            -nodefaults
+            -no-user-config
+            -display none
+            -S
+            -name run-1,process=run-1
+            -sandbox on,obsolete=deny,elevateprivileges=deny,spawn=deny,resourcecontrol=deny
+            -machine q35,hpet=off
+            -accel tcg,thread=multi
+            -cpu max,hv_relaxed=on,hv_vapic=on,hv_spinlocks=0x1fff,hv_vpindex=on,hv_time=on
+            -rtc base=localtime,driftfix=slew
+            -m 1024M
+            -smp 2
+            -action reboot=reset,shutdown=poweroff,panic=pause
+            -chardev socket,id=qmp0,path=/run/kiln/1/qmp
+            -mon chardev=qmp0,mode=control
+            -chardev file,id=serial0,path=/runs/1/serial.log,append=on
+            -serial chardev:serial0
+            -device qemu-xhci,id=usb
+            -device usb-tablet,bus=usb.0
+            -device VGA
+            -blockdev driver=qcow2,node-name=disk0,cache.no-flush=on,discard=unmap,detect-zeroes=unmap,file.driver=file,file.filename=/runs/1/os.qcow2,file.cache.no-flush=on,file.discard=unmap
+            -device ide-hd,id=ahci-disk0,bus=ide.0,drive=disk0,werror=stop,rerror=stop,bootindex=0
+            -blockdev driver=raw,node-name=medium0,read-only=on,file.driver=file,file.filename=/runs/1/seed.img
+            -device usb-storage,id=usb-medium0,bus=usb.0,removable=on,drive=medium0,rerror=stop
+            -netdev user,id=net0,hostfwd=tcp:127.0.0.1:0-:5985,hostfwd=tcp:127.0.0.1:0-:5986
+            -device e1000e,netdev=net0,romfile=
+            -device pvpanic
+            -boot menu=off,strict=on"#]],
+        );
+    }
+
+    #[test]
+    fn windows_of_generation_2_under_kvm() {
+        let accelerator = Accelerator::Kvm { cpu_model: "Skylake-Client".into() };
+        let machine = Machine { accelerator, firmware: secure_uefi(), ..windows(Drivers::Inbox, true) };
+        check(
+            &machine,
+            &ALL,
+            &expect![[r#"
+            -nodefaults
+            -no-user-config
+            -display none
+            -S
+            -name run-1,process=run-1
+            -sandbox on,obsolete=deny,elevateprivileges=deny,spawn=deny,resourcecontrol=deny
+            -blockdev driver=raw,node-name=code0,read-only=on,file.driver=file,file.filename=/usr/share/OVMF/OVMF_CODE_4M.ms.fd
+            -blockdev driver=raw,node-name=vars0,file.driver=file,file.filename=/runs/1/vars.fd
+            -machine q35,smm=on,hpet=off,pflash0=code0,pflash1=vars0
+            -global driver=cfi.pflash01,property=secure,value=on
+            -accel kvm
+            -cpu Skylake-Client,enforce,hv_relaxed=on,hv_vapic=on,hv_spinlocks=0x1fff,hv_vpindex=on,hv_time=on,hv_crash=on,hv_runtime=on,hv_synic=on,hv_stimer=on,hv_frequencies=on,hv_reset=on,hv_tlbflush=on,hv_ipi=on
+            -rtc base=localtime,driftfix=slew
+            -m 1024M
+            -smp 2
+            -action reboot=reset,shutdown=poweroff,panic=pause
+            -chardev socket,id=qmp0,path=/run/kiln/1/qmp
+            -mon chardev=qmp0,mode=control
+            -chardev file,id=serial0,path=/runs/1/serial.log,append=on
+            -serial chardev:serial0
+            -device qemu-xhci,id=usb
+            -device usb-tablet,bus=usb.0
+            -device VGA
+            -chardev socket,id=tpm0,path=/run/kiln/1/tpm
+            -tpmdev emulator,id=tpm0,chardev=tpm0
+            -device tpm-crb,tpmdev=tpm0
+            -blockdev driver=qcow2,node-name=disk0,cache.no-flush=on,discard=unmap,detect-zeroes=unmap,file.driver=file,file.filename=/runs/1/os.qcow2,file.cache.no-flush=on,file.discard=unmap
+            -device ide-hd,id=ahci-disk0,bus=ide.0,drive=disk0,werror=stop,rerror=stop,bootindex=0
+            -blockdev driver=raw,node-name=medium0,read-only=on,file.driver=file,file.filename=/runs/1/seed.img
+            -device usb-storage,id=usb-medium0,bus=usb.0,removable=on,drive=medium0,rerror=stop
+            -netdev user,id=net0,hostfwd=tcp:127.0.0.1:0-:5985,hostfwd=tcp:127.0.0.1:0-:5986
+            -device e1000e,netdev=net0,romfile=
+            -device pvpanic
+            -boot menu=off,strict=on"#]],
+        );
+    }
+
+    #[test]
+    fn windows_with_virtio_drivers() {
+        let machine = Machine { firmware: secure_uefi(), ..windows(Drivers::Virtio, true) };
+        check(
+            &machine,
+            &ALL,
+            &expect![[r#"
+            -nodefaults
+            -no-user-config
+            -display none
+            -S
+            -name run-1,process=run-1
+            -sandbox on,obsolete=deny,elevateprivileges=deny,spawn=deny,resourcecontrol=deny
+            -blockdev driver=raw,node-name=code0,read-only=on,file.driver=file,file.filename=/usr/share/OVMF/OVMF_CODE_4M.ms.fd
+            -blockdev driver=raw,node-name=vars0,file.driver=file,file.filename=/runs/1/vars.fd
+            -machine q35,smm=on,hpet=off,pflash0=code0,pflash1=vars0
+            -global driver=cfi.pflash01,property=secure,value=on
+            -accel tcg,thread=multi
+            -cpu max,hv_relaxed=on,hv_vapic=on,hv_spinlocks=0x1fff,hv_vpindex=on,hv_time=on
+            -rtc base=localtime,driftfix=slew
+            -m 1024M
+            -smp 2
+            -action reboot=reset,shutdown=poweroff,panic=pause
+            -chardev socket,id=qmp0,path=/run/kiln/1/qmp
+            -mon chardev=qmp0,mode=control
+            -chardev file,id=serial0,path=/runs/1/serial.log,append=on
+            -serial chardev:serial0
+            -device qemu-xhci,id=usb
+            -device usb-tablet,bus=usb.0
+            -device VGA
+            -chardev socket,id=tpm0,path=/run/kiln/1/tpm
+            -tpmdev emulator,id=tpm0,chardev=tpm0
+            -device tpm-crb,tpmdev=tpm0
+            -blockdev driver=qcow2,node-name=disk0,cache.no-flush=on,discard=unmap,detect-zeroes=unmap,file.driver=file,file.filename=/runs/1/os.qcow2,file.cache.no-flush=on,file.discard=unmap
+            -device virtio-blk-pci,id=virtio-disk0,drive=disk0,werror=stop,rerror=stop,bootindex=0
+            -blockdev driver=raw,node-name=medium0,read-only=on,file.driver=file,file.filename=/runs/1/seed.img
+            -device usb-storage,id=usb-medium0,bus=usb.0,removable=on,drive=medium0,rerror=stop
+            -netdev user,id=net0,hostfwd=tcp:127.0.0.1:0-:5985,hostfwd=tcp:127.0.0.1:0-:5986
+            -device virtio-net-pci,netdev=net0,romfile=
+            -device pvpanic
+            -boot menu=off,strict=on"#]],
+        );
+    }
+
+    /// Firmware, drivers and TPM are each other's strangers: no combination changes what the others say.
+    #[test]
+    fn parts_of_a_windows_machine_do_not_mix() {
+        for tpm in [false, true] {
+            for drivers in [Drivers::Inbox, Drivers::Virtio] {
+                for firmware in [Firmware::Bios, uefi(), secure_uefi()] {
+                    let machine = Machine { firmware: firmware.clone(), ..windows(drivers, tpm) };
+                    let words = arguments(&machine, &ALL);
+                    let has = |part: &str| words.iter().any(|word| word.to_string_lossy().contains(part));
+                    assert_eq!(has("tpm-crb"), tpm);
+                    assert_eq!(has("virtio"), drivers == Drivers::Virtio);
+                    assert_eq!(has("ide-hd,") && has("e1000e,"), drivers == Drivers::Inbox);
+                    let secure = matches!(firmware, Firmware::Uefi { secure_boot: true, .. });
+                    assert_eq!(has("smm=on") && has("property=secure"), secure);
+                    assert!(
+                        has("q35") && has("hv_relaxed=on") && has("usb-storage,") && has("driftfix=slew")
+                    );
+                }
+            }
+        }
     }
 
     #[test]

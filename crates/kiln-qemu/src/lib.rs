@@ -11,6 +11,8 @@
 //!                             VHD ◄── vhd::write_fixed ◄── Image ◄── StoppedMachine
 //! ```
 //!
+//! Of a disk with a Windows on it, [`offline`] tells what its machine may be and what Sysprep left, without starting it.
+//!
 //! Who owns what: an [`disk::Overlay`] has one owner, which is moved into the [`machine::Machine`], with it into the
 //! [`vm::Vm`], and comes out again only of a guest that shut down cleanly. A base image is only ever read. QEMU and
 //! qemu-img are found once ([`host::Qemu::find`]) and asked what they can do; no version number decides anything.
@@ -23,7 +25,9 @@ pub mod firmware;
 pub mod host;
 pub mod machine;
 pub mod media;
+pub mod offline;
 pub mod qemu_img;
 pub mod qmp;
+pub mod tpm;
 pub mod vhd;
 pub mod vm;

@@ -18,11 +18,13 @@ pub struct Machine {
     pub accelerator: Accelerator,
     pub cpus: u32,
     pub memory_mib: u64,
-    /// BIOS makes a `pc` (Azure generation 1), UEFI a `q35` (generation 2).
+    /// BIOS makes a `pc` of a [`Hardware::Paravirtual`] machine (Azure generation 1), UEFI a `q35` (generation 2).
     pub firmware: Firmware,
+    pub hardware: Hardware,
     /// The disk of the operating system first, then data disks. A guest started by [`DirectBoot`] may have none.
     pub disks: Vec<Overlay>,
-    /// Read-only, after the disks: a Linux guest sees them as the next `/dev/vdX`.
+    /// Read-only, after the disks: a guest on virtio sees them as the next `/dev/vdX`, a Windows guest as removable
+    /// drives.
     pub media: Vec<Medium>,
     pub network: Network,
     /// cloud-init reads `ds=nocloud` from here, so that the image's own list of datasources can stay as it is.
@@ -46,13 +48,48 @@ pub struct Medium {
     pub path: PathBuf,
 }
 
+/// Which devices the guest finds.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub enum Hardware {
+    /// virtio, for which every Linux has drivers.
+    Paravirtual,
+    /// What Windows expects of a machine: `q35` whatever the firmware, Hyper-V's enlightenments, a local clock, a
+    /// screen (of which a picture is taken when nobody answers), a tablet for it, USB sticks for media.
+    Windows {
+        drivers: Drivers,
+        /// A TPM 2.0, emulated by swtpm, which is started with the machine. Windows 11 starts on no other.
+        tpm: Option<Tpm>,
+    },
+}
+
+/// Which of its drivers a Windows starts with.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Drivers {
+    /// Those that come with Windows: AHCI and an e1000e.
+    Inbox,
+    /// virtio's, in an image that has them.
+    Virtio,
+}
+
+/// An emulated TPM's places.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Tpm {
+    /// swtpm as found by [`crate::tpm::find`].
+    pub program: PathBuf,
+    /// Where it keeps its state: absolute, and of this machine alone.
+    pub state: PathBuf,
+    /// What it says; appended.
+    pub log: PathBuf,
+}
+
+#[derive(Clone, Debug, PartialEq, Eq)]
 pub enum Network {
     /// QEMU's own address translation: the guest reaches what the host reaches, and nobody reaches the guest but by
     /// the forwarded port.
     User {
-        /// Forwards a free port of 127.0.0.1 to the guest's port 22; see [`crate::vm::Vm::ssh_addr`].
-        forward_ssh: bool,
+        /// Each of these ports of the guest is reached by a free port of 127.0.0.1; see
+        /// [`crate::vm::Vm::forwarded`].
+        forward: Vec<u16>,
     },
     None,
 }

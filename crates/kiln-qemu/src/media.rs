@@ -11,6 +11,8 @@ use kiln_host::publish;
 
 /// The label cloud-init's NoCloud datasource looks for.
 pub const CLOUD_INIT_LABEL: &str = "CIDATA";
+/// Of the medium with a Windows' answer files; Windows goes by their names.
+pub const ANSWERS_LABEL: &str = "KILNSEED";
 
 #[derive(Debug, thiserror::Error)]
 pub enum MediaError {

@@ -38,8 +38,10 @@ pub enum VmError {
     DiskFull { path: PathBuf, waited: Duration },
     #[error("the guest's disk {} failed to {operation}: {reason}", .path.display())]
     DiskFailed { path: PathBuf, operation: String, reason: String },
-    #[error("QEMU forwards no port to the guest's port 22")]
-    NoForward,
+    #[error("QEMU forwards no port to the guest's port {guest_port}")]
+    NoForward { guest_port: u16 },
+    #[error("swtpm ended with {status}{}; its log is {}", said(.stderr), .log.display())]
+    Tpm { status: String, stderr: String, log: PathBuf },
     #[error("waiting for the guest")]
     Interrupted(#[from] Interrupted),
 }

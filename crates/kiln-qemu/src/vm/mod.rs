@@ -37,10 +37,10 @@ use tokio::sync::{broadcast, watch};
 pub use error::VmError;
 use follow::{Follower, Seen};
 
-use crate::argv::{arguments, qmp_socket};
+use crate::argv::{arguments, qmp_socket, tpm_socket};
 use crate::disk::{Overlay, StoppedMachine};
 use crate::host::Qemu;
-use crate::machine::Machine;
+use crate::machine::{Hardware, Machine};
 use crate::qmp::{Qmp, QmpError};
 
 /// QEMU is up in a second; a host that swaps may take longer.
@@ -75,6 +75,8 @@ pub struct Vm {
     notices: broadcast::Sender<VmNotice>,
     disks: Vec<Overlay>,
     log: PathBuf,
+    /// Ends with the machine at the latest.
+    _tpm: Option<Child>,
 }
 
 impl Vm {
@@ -91,6 +93,12 @@ impl Vm {
         let socket = Socket::listen(qmp_socket(&machine))?;
         let log = open_log(&machine.qemu_log).map_err(prepare(&machine.qemu_log))?;
         let log_too = log.try_clone().map_err(prepare(&machine.qemu_log))?;
+        let tpm = match &machine.hardware {
+            Hardware::Windows { tpm: Some(tpm), .. } => {
+                Some(crate::tpm::start(tpm, &tpm_socket(&machine), &control).await?)
+            }
+            Hardware::Windows { tpm: None, .. } | Hardware::Paravirtual => None,
+        };
         let invocation = Invocation::new(qemu.system()).args(arguments(&machine, qemu.features()));
         tracing::debug!(command = %invocation, "starting QEMU");
         let child = invocation.spawn(SpawnOptions {
@@ -128,7 +136,7 @@ impl Vm {
         };
         tokio::spawn(follower.run(events));
         let (disks, log) = (machine.disks, machine.qemu_log);
-        let vm = Self { child, qmp, seen, notices, disks, log };
+        let vm = Self { child, qmp, seen, notices, disks, log, _tpm: tpm };
         vm.answered(&control, vm.qmp.execute("cont", json!({}))).await?;
         Ok(vm)
     }
@@ -143,12 +151,19 @@ impl Vm {
         }
     }
 
-    /// Where the guest's SSH port is forwarded from. That a connection opens there means nothing: QEMU accepts it
+    /// Where a port of the guest is forwarded from. That a connection opens there means nothing: QEMU accepts it
     /// before the guest listens.
-    pub async fn ssh_addr(&self, control: &Control) -> Result<SocketAddr, VmError> {
+    pub async fn forwarded(&self, guest_port: u16, control: &Control) -> Result<SocketAddr, VmError> {
         let table = self.answered(control, self.qmp.human("info usernet")).await?;
-        let port = forwarded_port(&table, 22).ok_or(VmError::NoForward)?;
+        let port = forwarded_port(&table, guest_port).ok_or(VmError::NoForward { guest_port })?;
         Ok(SocketAddr::from((Ipv4Addr::LOCALHOST, port)))
+    }
+
+    /// What the guest's screen shows, as a PNG file at `path`. For machines with a screen.
+    pub async fn screenshot(&self, path: &Path, control: &Control) -> Result<(), VmError> {
+        let asked = json!({ "filename": path, "format": "png" });
+        self.answered(control, self.qmp.execute("screendump", asked)).await?;
+        Ok(())
     }
 
     /// How often the guest has restarted itself so far.
@@ -355,7 +370,7 @@ async fn or_exit(child: &Child, log: &Path, error: VmError) -> VmError {
     }
 }
 
-fn log_end(path: &Path) -> io::Result<String> {
+pub(crate) fn log_end(path: &Path) -> io::Result<String> {
     let mut file = File::open(path)?;
     let length = file.metadata()?.len();
     file.seek(SeekFrom::Start(length.saturating_sub(LOG_END)))?;

@@ -10,7 +10,7 @@ use kiln_host::wait::Control;
 use kiln_qemu::disk::{BaseImage, DiskFormat, Overlay};
 use kiln_qemu::firmware::Firmware;
 use kiln_qemu::host::{Accelerator, Qemu};
-use kiln_qemu::machine::{DISK_FULL_WAIT, Machine, Network};
+use kiln_qemu::machine::{DISK_FULL_WAIT, Hardware, Machine, Network};
 
 #[derive(Clone, Copy)]
 pub enum Does {
@@ -72,9 +72,10 @@ pub fn machine_over(dir: &Path, base: &BaseImage) -> Machine {
         cpus: 1,
         memory_mib: 64,
         firmware: Firmware::Bios,
+        hardware: Hardware::Paravirtual,
         disks: vec![overlay],
         media: Vec::new(),
-        network: Network::User { forward_ssh: true },
+        network: Network::User { forward: vec![22] },
         smbios_serial: Some("ds=nocloud".into()),
         serial_log: dir.join("serial.log"),
         qemu_log: dir.join("qemu.log"),

@@ -8,8 +8,8 @@ use std::time::{Duration, Instant};
 use kiln_host::process::Invocation;
 use kiln_host::wait::{Control, Interrupted};
 use kiln_qemu::disk::Overlay;
-use kiln_qemu::firmware::Ovmf;
-use kiln_qemu::machine::{Machine, Medium, Network};
+use kiln_qemu::firmware::{Firmware, Ovmf};
+use kiln_qemu::machine::{Drivers, Hardware, Machine, Medium, Network, Tpm};
 use kiln_qemu::media::seed_medium;
 use kiln_qemu::vm::{Vm, VmError, VmNotice};
 use serde_json::json;
@@ -36,7 +36,7 @@ async fn a_guest_that_is_asked_to_shut_down_yields_its_disk() {
     let status = std::fs::read_to_string(format!("/proc/{pid}/status")).unwrap();
     assert_eq!(status.contains("Seccomp:\t2"), qemu().features().sandbox, "{status}");
     up(dir.path()).await;
-    let addr = vm.ssh_addr(&in_time()).await.unwrap();
+    let addr = vm.forwarded(22, &in_time()).await.unwrap();
     std::net::TcpStream::connect(addr).unwrap();
     let stopped = vm.power_down(&in_time(), Duration::from_secs(10)).await.unwrap();
     assert_eq!(stopped.os_disk().path(), dir.path().join("os,disk.qcow2"));
@@ -183,6 +183,53 @@ s.shutdown(socket.SHUT_RDWR); time.sleep(0.3); os.kill(os.getpid(), signal.SIGKI
     assert!(error.starts_with("QEMU ended with signal 9 (SIGKILL)"), "{error}");
 }
 
+/// Not only the arguments: the machines a Windows would get are accepted, their firmware runs, and the screen shows it.
+#[tokio::test]
+async fn machines_for_windows_start() {
+    for (secure, drivers, with_tpm) in
+        [(false, Drivers::Inbox, false), (true, Drivers::Inbox, true), (true, Drivers::Virtio, false)]
+    {
+        let dir = tempfile::tempdir().unwrap();
+        let base = base(dir.path(), Does::Nothing, 0, 1);
+        let firmware = match secure {
+            true => Ovmf::find_secure().unwrap().for_machine(dir.path().join("vars.fd")).unwrap(),
+            false => Firmware::Bios,
+        };
+        let program = kiln_qemu::tpm::find("/usr/bin".as_ref());
+        let tpm = match (with_tpm, program) {
+            (true, Ok(program)) => {
+                Some(Tpm { program, state: dir.path().join("tpm-state"), log: dir.path().join("tpm.log") })
+            }
+            (true, Err(error)) => {
+                eprintln!("without a TPM: {error}");
+                None
+            }
+            (false, _) => None,
+        };
+        let wants_tpm = tpm.is_some();
+        seed_medium(dir.path().join("seed.img"), "KILNSEED", &[("Unattend.xml", b"<unattend/>")]).unwrap();
+        let machine = Machine {
+            firmware,
+            hardware: Hardware::Windows { drivers, tpm },
+            media: vec![Medium { path: dir.path().join("seed.img") }],
+            network: Network::User { forward: vec![5986] },
+            memory_mib: 256,
+            ..machine_over(dir.path(), &base)
+        };
+        let vm = Vm::start(&qemu(), machine, &in_time()).await.unwrap();
+        assert!(vm.forwarded(5986, &in_time()).await.unwrap().port() > 0);
+        let tpms = vm.qmp().execute("query-tpm", json!({})).await.unwrap();
+        assert_eq!(tpms.as_array().unwrap().len(), usize::from(wants_tpm), "{tpms}");
+        let blocks = vm.qmp().execute("query-block", json!({})).await.unwrap();
+        let stick = blocks.as_array().unwrap().iter().find(|block| block["removable"] == true);
+        assert!(stick.is_some_and(|stick| stick["inserted"]["ro"] == true), "a removable drive: {blocks:#}");
+        let shot = dir.path().join("screen.png");
+        vm.screenshot(&shot, &in_time()).await.unwrap();
+        assert!(std::fs::read(&shot).unwrap().starts_with(b"\x89PNG"));
+        vm.kill().await;
+    }
+}
+
 #[tokio::test]
 async fn a_folder_too_deep_for_a_socket_is_named() {
     let dir = tempfile::tempdir().unwrap();
@@ -219,7 +266,7 @@ async fn a_generation_2_machine_starts() {
     let of_the_base =
         nodes.iter().filter(|node| node["file"].as_str().is_some_and(|file| file.ends_with("base.raw")));
     assert!(of_the_base.clone().count() > 0 && of_the_base.clone().all(|node| node["ro"] == true));
-    assert!(matches!(vm.ssh_addr(&in_time()).await, Err(VmError::NoForward)));
+    assert!(matches!(vm.forwarded(22, &in_time()).await, Err(VmError::NoForward { guest_port: 22 })));
     vm.kill().await;
 }
 
