@@ -3,10 +3,20 @@
 use std::path::PathBuf;
 
 use kiln_guest::GuestError;
+use kiln_guest::winrm::WinrmError;
 use kiln_host::wait::Interrupted;
 use kiln_library::{InputError, LibraryError};
 use kiln_model::run::Fault;
 use kiln_qemu::vm::VmError;
+
+/// What went wrong on the way to a guest or in it, by the way it is reached.
+#[derive(Debug, thiserror::Error)]
+pub enum ReachError {
+    #[error(transparent)]
+    Ssh(#[from] GuestError),
+    #[error(transparent)]
+    Winrm(#[from] WinrmError),
+}
 
 /// A run's end that is not success. Messages are whole sentences' beginnings: the
 /// chain of sources is printed once, where the failure is shown.
@@ -32,24 +42,40 @@ pub enum BuildError {
     Media(#[source] kiln_qemu::media::MediaError),
     #[error("could not prepare the UEFI firmware")]
     Firmware(#[from] kiln_qemu::firmware::FirmwareError),
+    #[error(transparent)]
+    Tpm(#[from] kiln_qemu::tpm::NoTpm),
+    #[error("could not make the answer file")]
+    AnswerFile(#[source] kiln_guest::os::windows::bootstrap::AnswerFileError),
+    #[error("could not read the Windows on the disk")]
+    Offline(#[source] kiln_qemu::offline::OfflineError),
+    #[error(
+        "the base image {image} may not be generalized once more: Windows has no rearm left for it; take one that was \
+         generalized less often"
+    )]
+    NoRearm { image: String },
     #[error("{0}")]
     Qemu(#[from] kiln_qemu::host::HostError),
     #[error("could not connect to the guest")]
-    Connect(#[source] GuestError),
+    Connect(#[source] ReachError),
     #[error("could not {act} in the guest")]
-    Guest { act: &'static str, source: GuestError },
+    Guest { act: &'static str, source: ReachError },
+    /// One of Kiln's own texts failed inside the guest.
+    #[error("could not {act} in the guest: {detail}")]
+    Inside { act: &'static str, detail: String },
+    #[error("{path:?} is no name for a file of a build in a Windows guest")]
+    GuestPath { path: String },
     #[error("{title}: {detail}")]
     Customizer {
         title: String,
         detail: String,
         #[source]
-        source: Option<GuestError>,
+        source: Option<ReachError>,
     },
     #[error("deprovisioning failed: {detail}")]
     Deprovision {
         detail: String,
         #[source]
-        source: Option<GuestError>,
+        source: Option<ReachError>,
     },
     #[error("could not write the VHD of \"{name}\"")]
     Vhd { name: String, source: kiln_qemu::vhd::VhdError },
@@ -71,9 +97,11 @@ impl BuildError {
             Self::Interrupted(_) => Fault::Template,
             Self::Input { source, .. } => source.fault(),
             Self::Library(error) => error.fault(),
-            Self::Customizer { .. } | Self::Deprovision { .. } | Self::Connect(_) | Self::Guest { .. } => {
-                Fault::Guest
-            }
+            Self::Customizer { .. }
+            | Self::Deprovision { .. }
+            | Self::Connect(_)
+            | Self::Guest { .. }
+            | Self::Inside { .. } => Fault::Guest,
             Self::Vm(VmError::GuestPanicked | VmError::GuestShutDown | VmError::ShutdownTimeout { .. }) => {
                 Fault::Guest
             }
@@ -83,11 +111,14 @@ impl BuildError {
             | Self::Vm(_)
             | Self::Firmware(_)
             | Self::Media(_)
+            | Self::Tpm(_)
+            | Self::Offline(_)
             | Self::Qemu(_)
             | Self::Vhd { .. }
             | Self::Output { .. }
             | Self::Journal(_) => Fault::Host,
-            Self::Keys(_) => Fault::Bug,
+            Self::NoRearm { .. } => Fault::Template,
+            Self::Keys(_) | Self::GuestPath { .. } | Self::AnswerFile(_) => Fault::Bug,
         }
     }
 

@@ -14,6 +14,7 @@
 //! compile. Every wait in it ends by the event, by QEMU's exit, by a cancel and by
 //! `buildTimeoutInMinutes`; whatever ends a run, `finish` cleans up and says so.
 
+mod account;
 mod boot;
 mod claim;
 pub mod context;
@@ -22,11 +23,13 @@ mod distribute;
 pub mod error;
 mod finish;
 mod generalize;
+mod guest;
 mod inputs;
 pub mod journal;
 pub mod log;
 pub mod run_dir;
 mod seed;
+mod serial;
 pub mod watch;
 pub mod workspace;
 

@@ -235,6 +235,14 @@ impl RunDir {
     pub fn qemu_log(&self) -> PathBuf {
         self.path.join("qemu.log")
     }
+    /// What an emulated TPM says.
+    pub fn tpm_log(&self) -> PathBuf {
+        self.path.join("tpm.log")
+    }
+    /// The guest's screen when nobody answered.
+    pub fn screenshot(&self) -> PathBuf {
+        self.path.join("screen.png")
+    }
     /// What the worker itself wrote to its standard error.
     pub fn worker_log(&self) -> PathBuf {
         self.path.join("worker.log")

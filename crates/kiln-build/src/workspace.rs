@@ -43,6 +43,10 @@ impl Workspace {
     pub fn uefi_vars(&self) -> PathBuf {
         self.work.join("uefi-vars.fd")
     }
+    /// What an emulated TPM keeps.
+    pub fn tpm_state(&self) -> PathBuf {
+        self.work.join("tpm")
+    }
     pub fn folder(&self) -> &Path {
         &self.work
     }

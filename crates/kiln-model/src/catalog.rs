@@ -52,6 +52,8 @@ pub enum DiskFormat {
 pub enum Login {
     /// cloud-init reads the build's account and keys from NoCloud media.
     CloudInit,
+    /// A generalized Windows reads an answer file from a removable medium and opens WinRM.
+    AnswerFile,
 }
 
 /// A Marketplace image name: publisher, offer and sku compare without case.

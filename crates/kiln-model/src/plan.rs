@@ -51,8 +51,9 @@ pub struct BuildPlan {
     pub source: StoredImage,
     pub machine: PlannedMachine,
     pub customizers: Vec<Customizer>,
-    /// The default deprovisioning command line of this api-version.
-    pub deprovision: String,
+    /// The default deprovisioning command line of this api-version. None for Windows, which Sysprep generalizes.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub deprovision: Option<String>,
     pub distributors: Vec<Distributor>,
     pub timeout_minutes: u32,
     /// What a person should know before it runs.
@@ -201,9 +202,41 @@ pub struct Customizer {
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(rename_all = "camelCase", rename_all_fields = "camelCase", tag = "type")]
 pub enum CustomizerAction {
-    Shell { script: Script },
-    PowerShell { script: Script, run_elevated: bool, run_as_system: bool, valid_exit_codes: Vec<i32> },
-    File { source: InputRef, destination: String },
+    Shell {
+        script: Script,
+    },
+    PowerShell {
+        script: Script,
+        run_elevated: bool,
+        run_as_system: bool,
+        valid_exit_codes: Vec<i32>,
+    },
+    File {
+        source: InputRef,
+        destination: String,
+    },
+    WindowsRestart {
+        command: String,
+        /// Empty where the template gives none.
+        check_command: String,
+        timeout_ms: u64,
+    },
+    WindowsUpdate {
+        search_criteria: String,
+        /// Never empty.
+        filters: Vec<UpdateFilter>,
+        /// Updates a round; never 0.
+        limit: u32,
+    },
+}
+
+/// `include:<expression>` or `exclude:<expression>`; the first that is true decides.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "camelCase", deny_unknown_fields)]
+pub struct UpdateFilter {
+    pub include: bool,
+    /// A PowerShell expression; `$_` is the update.
+    pub expression: String,
 }
 
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
@@ -229,6 +262,8 @@ impl Customizer {
             CustomizerAction::Shell { .. } => "Shell",
             CustomizerAction::PowerShell { .. } => "PowerShell",
             CustomizerAction::File { .. } => "File",
+            CustomizerAction::WindowsRestart { .. } => "WindowsRestart",
+            CustomizerAction::WindowsUpdate { .. } => "WindowsUpdate",
         }
     }
 
@@ -238,6 +273,8 @@ impl Customizer {
             CustomizerAction::Shell { .. } => "shell",
             CustomizerAction::PowerShell { .. } => "powershell",
             CustomizerAction::File { .. } => "file",
+            CustomizerAction::WindowsRestart { .. } => "windows-restart",
+            CustomizerAction::WindowsUpdate { .. } => "windows-update",
         }
     }
 
@@ -251,6 +288,7 @@ impl Customizer {
                 }
             }
             CustomizerAction::File { source, .. } => Some(source),
+            CustomizerAction::WindowsRestart { .. } | CustomizerAction::WindowsUpdate { .. } => None,
         }
     }
 }
@@ -262,7 +300,9 @@ impl Customizer {
             | CustomizerAction::PowerShell { script: Script::Fetched(input), .. }
             | CustomizerAction::File { source: input, .. } => Some(input),
             CustomizerAction::Shell { script: Script::Inline(_) }
-            | CustomizerAction::PowerShell { script: Script::Inline(_), .. } => None,
+            | CustomizerAction::PowerShell { script: Script::Inline(_), .. }
+            | CustomizerAction::WindowsRestart { .. }
+            | CustomizerAction::WindowsUpdate { .. } => None,
         }
     }
 }

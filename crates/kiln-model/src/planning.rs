@@ -48,7 +48,7 @@ impl CheckedTemplate {
                     .to_owned(),
             );
         }
-        let customizers: Vec<Customizer> = self.customizers.iter().filter_map(planned_customizer).collect();
+        let customizers: Vec<Customizer> = self.customizers.iter().map(planned_customizer).collect();
         let distributors: Vec<Distributor> =
             self.distributors.iter().filter_map(|target| planned_distributor(target, &self.tags)).collect();
         for customizer in &customizers {
@@ -73,7 +73,10 @@ impl CheckedTemplate {
             source: image.clone(),
             machine,
             customizers,
-            deprovision: deprovision(self.api_version).to_owned(),
+            deprovision: match image.os {
+                Os::Linux => Some(deprovision(self.api_version).to_owned()),
+                Os::Windows => None,
+            },
             distributors,
             timeout_minutes: self.timeout_minutes,
             warnings,
@@ -86,7 +89,6 @@ impl CheckedTemplate {
         let CheckedTemplate {
             source,
             source_place,
-            customizers,
             optimize,
             validation,
             distributors,
@@ -94,6 +96,7 @@ impl CheckedTemplate {
             additional_data_disks,
             // Part of every plan.
             name: _,
+            customizers: _,
             sha256: _,
             api_version: _,
             location: _,
@@ -116,17 +119,6 @@ impl CheckedTemplate {
             }
             TemplateSource::SharedImageVersion { .. } => {
                 refused.push(not_yet("the source 'SharedImageVersion'", source_place, "use a PlatformImage"));
-            }
-        }
-        for customizer in customizers {
-            match customizer.action {
-                TemplateAction::Shell { .. }
-                | TemplateAction::PowerShell { .. }
-                | TemplateAction::File { .. } => {}
-                TemplateAction::WindowsRestart { .. } | TemplateAction::WindowsUpdate { .. } => {
-                    let what = format!("the customizer '{}'", customizer.action.kind());
-                    refused.push(not_yet(&what, &customizer.place, "Windows guests are not built yet"));
-                }
             }
         }
         if let Some(workload) = &optimize.workload {
@@ -281,7 +273,7 @@ fn not_yet(what: &str, place: &Place, help: &str) -> Problem {
         .help(help)
 }
 
-fn planned_customizer(customizer: &TemplateCustomizer) -> Option<Customizer> {
+fn planned_customizer(customizer: &TemplateCustomizer) -> Customizer {
     let action = match &customizer.action {
         TemplateAction::Shell { script } => CustomizerAction::Shell { script: script.clone() },
         TemplateAction::PowerShell { script, run_elevated, run_as_system, valid_exit_codes } => {
@@ -295,9 +287,22 @@ fn planned_customizer(customizer: &TemplateCustomizer) -> Option<Customizer> {
         TemplateAction::File { source, destination } => {
             CustomizerAction::File { source: source.clone(), destination: destination.clone() }
         }
-        TemplateAction::WindowsRestart { .. } | TemplateAction::WindowsUpdate { .. } => return None,
+        TemplateAction::WindowsRestart { command, check_command, timeout } => {
+            CustomizerAction::WindowsRestart {
+                command: command.clone(),
+                check_command: check_command.clone(),
+                timeout_ms: u64::try_from(timeout.as_millis()).unwrap_or(u64::MAX),
+            }
+        }
+        TemplateAction::WindowsUpdate { search_criteria, filters, limit } => {
+            CustomizerAction::WindowsUpdate {
+                search_criteria: search_criteria.clone(),
+                filters: filters.clone(),
+                limit: *limit,
+            }
+        }
     };
-    Some(Customizer { position: customizer.position, name: customizer.name.clone(), action })
+    Customizer { position: customizer.position, name: customizer.name.clone(), action }
 }
 
 fn planned_distributor(

@@ -11,7 +11,7 @@ use std::time::Duration;
 use crate::Sha256;
 use crate::api::ApiVersion;
 use crate::catalog::PlatformName;
-use crate::plan::{InputRef, Script, VmSize};
+use crate::plan::{InputRef, Script, UpdateFilter, VmSize};
 use crate::problem::Place;
 
 /// A template without errors. [`crate::check()`] is the only way to one.
@@ -168,14 +168,6 @@ impl TemplateAction {
             TemplateAction::WindowsUpdate { .. } => "WindowsUpdate",
         }
     }
-}
-
-/// `include:<expression>` or `exclude:<expression>`; the first that is true decides.
-#[derive(Debug, Clone, PartialEq, Eq)]
-pub struct UpdateFilter {
-    pub include: bool,
-    /// A PowerShell expression; `$_` is the update.
-    pub expression: String,
 }
 
 /// `validate` (2022-02-14 and later).

@@ -2,21 +2,17 @@
 //!
 //! INVARIANT: customizers run in template order; the first failure ends the run.
 
-mod file;
-mod powershell;
-mod shell;
+pub(crate) mod linux;
+pub(crate) mod windows;
 
-use kiln_guest::lines::LineSplitter;
-use kiln_guest::step::likely_signal;
-use kiln_guest::{DetachedStep, GuestError, OutputChunk, StepEnd, StepNotice};
 use kiln_library::StoredInput;
-use kiln_model::plan::{Customizer, CustomizerAction, InputRef, Script};
+use kiln_model::event::{StepRef, Unit};
+use kiln_model::plan::{Customizer, InputRef, Script};
 
-use crate::boot::ConnectedGuest;
 use crate::context::Run;
 use crate::error::BuildError;
+use crate::guest::ConnectedGuest;
 use crate::inputs::Inputs;
-use crate::log::{LINE_LIMIT, Stream};
 
 /// Runs every customizer of the plan.
 pub async fn run(
@@ -51,15 +47,21 @@ async fn one(
     inputs: &Inputs,
 ) -> Result<String, BuildError> {
     let input = inputs.get(customizer.position);
-    match &customizer.action {
-        CustomizerAction::Shell { script } => shell::run(run, guest, customizer, script, input).await,
-        CustomizerAction::PowerShell { script, run_elevated, run_as_system, valid_exit_codes } => {
-            let privileged = *run_elevated || *run_as_system;
-            powershell::run(run, guest, customizer, script, input, privileged, valid_exit_codes).await
-        }
-        CustomizerAction::File { source, destination } => {
-            file::run(run, guest, customizer, source, destination, input).await
-        }
+    match guest {
+        ConnectedGuest::Linux(guest) => linux::run(run, guest, customizer, input).await,
+        ConnectedGuest::Windows(guest) => windows::run(run, guest, customizer, input).await,
+    }
+}
+
+/// A customizer that this kind of guest has not. A plan has none of them.
+fn unsupported(customizer: &Customizer, system: &str) -> BuildError {
+    let kind = customizer.kind();
+    BuildError::Customizer {
+        title: customizer.title(),
+        detail: format!(
+            "CustomizerNotSupportedForImage: Customizer {kind} is not supported on {system} images"
+        ),
+        source: None,
     }
 }
 
@@ -94,104 +96,29 @@ fn origin(script: &Script) -> String {
     }
 }
 
-/// Runs a script in the guest, with its output in the log, and judges how it ended.
-pub(crate) async fn run_script(
-    run: &Run,
-    guest: &mut ConnectedGuest,
-    title: &str,
-    step: DetachedStep,
-    valid_exit_codes: &[i32],
-) -> Result<String, BuildError> {
-    let end = detached(run, guest, step).await.map_err(|error| match error {
-        StepFailure::Guest(source) => BuildError::Customizer {
-            title: title.to_owned(),
-            detail: "the script could not be run to its end".to_owned(),
-            source: Some(source),
-        },
-        StepFailure::Vm(error) => error,
-    })?;
-    let failed = |detail: String| BuildError::Customizer { title: title.to_owned(), detail, source: None };
-    let checked = |code: u32| {
-        if valid_exit_codes.iter().any(|valid| i64::from(*valid) == i64::from(code)) {
-            return Ok(());
-        }
-        let allowed: Vec<String> = valid_exit_codes.iter().map(ToString::to_string).collect();
-        let signal = likely_signal(code).map(|name| format!(" ({name}?)")).unwrap_or_default();
-        Err(failed(format!(
-            "Script exited with non-zero exit status: {code}{signal}. Allowed exit codes are: [{}]",
+/// What Packer sets for its scripts, and therefore the service.
+fn environment() -> Vec<(String, String)> {
+    [("PACKER_BUILD_NAME", "azure-arm"), ("PACKER_BUILDER_TYPE", "azure-arm")]
+        .map(|(name, value)| (name.to_owned(), value.to_owned()))
+        .to_vec()
+}
+
+/// How far a customizer's file is on its way into the guest.
+fn upload_progress(run: &Run, customizer: &Customizer, size: u64) -> impl Fn(u64) + Send + use<> {
+    let journal = run.journal.clone();
+    let step = StepRef { id: format!("customize/{}", customizer.position), title: customizer.title() };
+    move |done| journal.step_progress(&step, done, size, Unit::Bytes)
+}
+
+/// The end of a script by an exit code that is not among the valid ones. `code` is as the guest's system shows it.
+fn exit_refused(title: &str, code: impl std::fmt::Display, valid_exit_codes: &[i32]) -> BuildError {
+    let allowed: Vec<String> = valid_exit_codes.iter().map(ToString::to_string).collect();
+    BuildError::Customizer {
+        title: title.to_owned(),
+        detail: format!(
+            "Script exited with non-zero exit status: {code}. Allowed exit codes are: [{}]",
             allowed.join(" ")
-        )))
-    };
-    match end {
-        StepEnd::Exited { code } => {
-            checked(code)?;
-            Ok(format!("exit code {code}"))
-        }
-        StepEnd::RebootedAfter { code } => {
-            checked(code)?;
-            run.log.say("The guest was restarted by the script and is back.");
-            Ok(format!("exit code {code}, and the guest restarted"))
-        }
-        StepEnd::RebootedDuring { orderly: true } => {
-            run.log.say(
-                "The guest was restarted while the script ran, by an orderly shutdown: the step is done and is not run again.",
-            );
-            Ok("the guest restarted while the script ran".to_owned())
-        }
-        StepEnd::RebootedDuring { orderly: false } => Err(failed(
-            "the guest was reset while the script ran, without an orderly shutdown (a crash?)".to_owned(),
-        )),
-    }
-}
-
-pub(crate) enum StepFailure {
-    Guest(GuestError),
-    Vm(BuildError),
-}
-
-/// Runs a detached step under the machine's own watch, its output going to the log.
-pub(crate) async fn detached(
-    run: &Run,
-    guest: &mut ConnectedGuest,
-    step: DetachedStep,
-) -> Result<StepEnd, StepFailure> {
-    let mut out = LineSplitter::new(LINE_LIMIT);
-    let mut err = LineSplitter::new(LINE_LIMIT);
-    let log = run.log.clone();
-    let on_output = |chunk: OutputChunk<'_>| match chunk {
-        OutputChunk::Stdout(bytes) => out.push(bytes, |line, _| log.guest_line(Stream::Out, line)),
-        OutputChunk::Stderr(bytes) => err.push(bytes, |line, _| log.guest_line(Stream::Err, line)),
-        OutputChunk::Notice(notice) => note(run, notice),
-    };
-    let ConnectedGuest { vm, guest, .. } = guest;
-    let ended = vm.guard(&run.control, guest.run_detached(step, on_output, &run.control)).await;
-    out.finish(|line, _| log.guest_line(Stream::Out, line));
-    err.finish(|line, _| log.guest_line(Stream::Err, line));
-    ended.map_err(|error| StepFailure::Vm(error.into()))?.map_err(StepFailure::Guest)
-}
-
-/// What happened to a step besides its output.
-fn note(run: &Run, notice: &StepNotice) {
-    let log = &run.log;
-    match notice {
-        StepNotice::Placed { script } => log.say(format!("Provisioning with script: {script}")),
-        StepNotice::PlacedElsewhere { script, usual } => {
-            log.say(format!("Provisioning with script: {script} ({usual} lets no program run)"));
-        }
-        StepNotice::LinkLost => log.say("The connection was lost; the script goes on. Connecting again..."),
-        StepNotice::LinkBack { after } => {
-            log.say(format!("Connected again after {:.0} s; no output is lost.", after.as_secs_f64()));
-        }
-        StepNotice::GoingDown => log.say("The guest restarts; waiting for it to come back..."),
-        StepNotice::BackUp { after } => {
-            log.say(format!("The guest is back after {:.0} s.", after.as_secs_f64()));
-        }
-        StepNotice::OutputMissing { bytes } => {
-            run.journal
-                .warn(format!("{bytes} bytes of a script's output were lost with the guest's restart"));
-        }
-        StepNotice::LeftBehind { paths } => {
-            run.journal.warn(format!("files of this build stay in the image: {}", paths.join(", ")));
-        }
+        ),
+        source: None,
     }
 }

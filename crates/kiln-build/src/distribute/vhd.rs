@@ -9,6 +9,7 @@ use std::sync::Arc;
 use std::time::{Duration, SystemTime};
 
 use kiln_host::publish::{Aside, write_file};
+use kiln_model::catalog::Os;
 use kiln_model::event::{OutputSource, RUN_OUTPUT_FORMAT, RunOutput, StepRef, Unit};
 use kiln_qemu::vhd::{self, FooterOptions, Progress};
 
@@ -18,7 +19,12 @@ use crate::generalize::Generalized;
 use crate::journal::now;
 
 /// What is known about every image of this Kiln.
-const STATUS: &str = "booted in QEMU; not tried on Azure";
+fn status(os: Os) -> &'static str {
+    match os {
+        Os::Linux => "booted in QEMU; not tried on Azure",
+        Os::Windows => "built by steps that are lab-tested (no Windows); not tried on Azure",
+    }
+}
 
 pub(super) async fn publish(
     run: &Run,
@@ -77,7 +83,7 @@ pub(super) async fn publish(
         tags: tags.clone(),
         created_at: now(),
         kiln_version: run.settings.kiln_version.clone(),
-        status: STATUS.to_owned(),
+        status: status(run.plan.source.os).to_owned(),
     };
     let mut text = serde_json::to_vec_pretty(&output).map_err(|error| failed(error.into()))?;
     text.push(b'\n');

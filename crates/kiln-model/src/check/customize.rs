@@ -9,9 +9,10 @@ use super::schema::{self, Kind};
 use super::values::{go_duration, input_location, is_windows_path};
 use crate::Sha256;
 use crate::catalog::Os;
+use crate::plan::UpdateFilter;
 use crate::plan::{InputLocation, InputRef, Script};
 use crate::problem::Code;
-use crate::template::{TemplateAction, TemplateCustomizer, UpdateFilter};
+use crate::template::{TemplateAction, TemplateCustomizer};
 use crate::tree::Cursor;
 
 /// Contract, 2.3.

@@ -37,10 +37,15 @@ fn image(generation: Generation, virtual_size: u64) -> StoredImage {
 }
 
 fn template(version: &str, properties: &str) -> CheckedTemplate {
+    template_on("P", version, properties)
+}
+
+/// A base image that the catalog does not know may be of any system.
+fn template_on(publisher: &str, version: &str, properties: &str) -> CheckedTemplate {
     let text = format!(
         r#"{{"apiVersion": "{version}", "name": "t", "location": "here", "tags": {{"a": "template", "b": "template"}},
             "properties": {{
-              "source": {{"type": "PlatformImage", "publisher": "P", "offer": "o", "sku": "s", "version": "latest"}},
+              "source": {{"type": "PlatformImage", "publisher": "{publisher}", "offer": "o", "sku": "s", "version": "latest"}},
               "distribute": [{{"type": "VHD", "runOutputName": "d", "artifactTags": {{"b": "target"}}}}]
               {properties}}}}}"#
     );
@@ -147,7 +152,7 @@ fn tags_are_overlaid_and_the_deprovision_line_is_the_versions() {
         ("2025-10-01", DEPROVISION),
     ] {
         let plan = template(version, "").plan(&image(Generation::V1, GIB), HOST).unwrap();
-        assert_eq!(plan.deprovision, line);
+        assert_eq!(plan.deprovision.as_deref(), Some(line));
         let Distributor::Vhd { tags, .. } = &plan.distributors[0];
         assert_eq!(tags, &BTreeMap::from([("a".into(), "template".into()), ("b".into(), "target".into())]));
         assert_eq!(plan.source_requested, "P:o:s:latest");
@@ -197,4 +202,11 @@ fn the_image_itself_is_asked_too() {
         .plan(&windows, HOST)
         .unwrap_err();
     assert_eq!(codes(&refused), [Code::NotBuiltYet, Code::CustomizerNotSupported]);
+    let restart = r#", "customize": [{"type": "WindowsRestart", "restartTimeout": "90s"},
+        {"type": "WindowsUpdate", "filters": ["exclude:$_.Title -like '*Preview*'"], "updateLimit": 20}]"#;
+    let refused =
+        template_on("Own", "2022-07-01", restart).plan(&image(Generation::V1, GIB), HOST).unwrap_err();
+    assert_eq!(codes(&refused), [Code::CustomizerNotSupported, Code::CustomizerNotSupported]);
+    let refused = template_on("Own", "2022-07-01", restart).plan(&windows, HOST).unwrap_err();
+    assert_eq!(codes(&refused), [Code::NotBuiltYet]);
 }

@@ -3,6 +3,7 @@
 
 use kiln_host::wait::Control;
 use kiln_library::{InputError, InputProgress, StoredInput};
+use kiln_model::catalog::Os;
 use kiln_model::plan::{BuildPlan, Customizer, CustomizerAction, Distributor, InputRef, Script};
 use serde::Serialize;
 
@@ -192,7 +193,13 @@ fn lines(plan: &BuildPlan, inputs: &[FetchedInput<'_>], paint: Paint) -> Vec<Str
             fetched.stored.sha256
         ));
     }
-    lines.push("  boot the base image on an overlay, log in with a key made for the run".to_owned());
+    lines.push(match source.os {
+        Os::Linux => "  boot the base image on an overlay, log in with a key made for the run".to_owned(),
+        Os::Windows => {
+            "  boot the base image on an overlay, log in over WinRM with an account made for the run"
+                .to_owned()
+        }
+    });
     lines.push(paint.heading("Customizing"));
     for customizer in &plan.customizers {
         lines.push(format!(
@@ -202,9 +209,19 @@ fn lines(plan: &BuildPlan, inputs: &[FetchedInput<'_>], paint: Paint) -> Vec<Str
             neutralize(&action(customizer))
         ));
     }
-    lines
-        .push("  deprovision, with /tmp/DeprovisioningScript.sh if a customizer makes one, else:".to_owned());
-    lines.push(format!("     {}", neutralize(&plan.deprovision)));
+    match &plan.deprovision {
+        Some(command) => {
+            lines.push(
+                "  deprovision, with /tmp/DeprovisioningScript.sh if a customizer makes one, else:"
+                    .to_owned(),
+            );
+            lines.push(format!("     {}", neutralize(command)));
+        }
+        None => lines.push(
+            "  deprovision, with c:\\DeprovisioningScript.ps1 if a customizer makes one, else by Sysprep"
+                .to_owned(),
+        ),
+    }
     lines.push(paint.heading("Distributing"));
     for distributor in &plan.distributors {
         let Distributor::Vhd { run_output_name, tags } = distributor;
@@ -231,6 +248,14 @@ fn action(customizer: &Customizer) -> String {
         }
         CustomizerAction::File { source, destination } => {
             format!("{} to {destination}", source.location.redacted())
+        }
+        CustomizerAction::WindowsRestart { command, .. } => command.clone(),
+        CustomizerAction::WindowsUpdate { search_criteria, filters, limit } => {
+            format!(
+                "{search_criteria}; {}; at most {} a round",
+                text::count(filters.len(), "filter"),
+                text::count(usize::try_from(*limit).unwrap_or(usize::MAX), "update"),
+            )
         }
     }
 }

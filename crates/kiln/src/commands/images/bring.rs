@@ -55,18 +55,22 @@ fn resolve(args: ImagesImportArgs) -> Result<ImportRequest, Failure> {
                 .map_err(|error| Failure::input(anyhow::Error::new(error).context("--sha256")))
         })
         .transpose()?;
+    let os = match os {
+        OsArg::Linux => Os::Linux,
+        OsArg::Windows => Os::Windows,
+    };
     Ok(ImportRequest {
         path: file,
         name,
         version: image_version.unwrap_or_else(super::version_of_now),
         platform: platform.iter().map(|text| served_name(text)).collect::<Result<_, _>>()?,
-        os: match os {
-            OsArg::Linux => Os::Linux,
-            OsArg::Windows => Os::Windows,
-        },
+        os,
         generations,
         arch: Arch::X86_64,
-        login: Login::CloudInit,
+        login: match os {
+            Os::Linux => Login::CloudInit,
+            Os::Windows => Login::AnswerFile,
+        },
         sha256,
     })
 }

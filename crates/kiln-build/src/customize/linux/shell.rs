@@ -9,14 +9,14 @@ use kiln_guest::DetachedStep;
 use kiln_library::StoredInput;
 use kiln_model::plan::{Customizer, Script};
 
-use super::{fetched, origin, run_script};
-use crate::boot::ConnectedGuest;
+use super::{environment, fetched, origin, run_script};
 use crate::context::Run;
 use crate::error::BuildError;
+use crate::guest::LinuxGuest;
 
 pub(super) async fn run(
     run: &Run,
-    guest: &mut ConnectedGuest,
+    guest: &mut LinuxGuest,
     customizer: &Customizer,
     script: &Script,
     input: Option<&StoredInput>,
@@ -32,13 +32,6 @@ pub(super) async fn run(
         ..DetachedStep::new(format!("step-{}", customizer.position), text)
     };
     run_script(run, guest, &customizer.title(), step, &[0]).await
-}
-
-/// What Packer sets for its scripts, and therefore the service.
-pub(super) fn environment() -> Vec<(String, String)> {
-    [("PACKER_BUILD_NAME", "azure-arm"), ("PACKER_BUILDER_TYPE", "azure-arm")]
-        .map(|(name, value)| (name.to_owned(), value.to_owned()))
-        .to_vec()
 }
 
 /// The entries of `inline` as one script.

@@ -5,20 +5,19 @@
 
 use kiln_guest::resolve_destination;
 use kiln_library::StoredInput;
-use kiln_model::event::Unit;
 use kiln_model::plan::{Customizer, InputRef};
 
-use super::stored;
-use crate::boot::ConnectedGuest;
+use super::{stored, upload_progress};
 use crate::context::Run;
 use crate::error::BuildError;
+use crate::guest::LinuxGuest;
 
 /// Mode of a file that the template places.
 const MODE: u32 = 0o644;
 
 pub(super) async fn run(
     run: &Run,
-    guest: &mut ConnectedGuest,
+    guest: &mut LinuxGuest,
     customizer: &Customizer,
     source: &InputRef,
     destination: &str,
@@ -30,19 +29,14 @@ pub(super) async fn run(
     let target = resolve_destination(destination, &source.location.file_name())
         .map_err(|error| failed(error.to_string(), None))?;
     run.log.say(format!("Uploading {} => {target}", source.location.redacted()));
-    let step = run.journal.clone();
-    let reference = kiln_model::event::StepRef {
-        id: format!("customize/{}", customizer.position),
-        title: customizer.title(),
-    };
-    let progress = |done: u64| step.step_progress(&reference, done, input.size, Unit::Bytes);
-    let ConnectedGuest { vm, guest, facts, .. } = guest;
+    let progress = upload_progress(run, customizer, input.size);
+    let LinuxGuest { vm, guest, facts, .. } = guest;
     // The service writes as its login account; where that account may not, root does.
     let privileged = facts.sudo.gives_root();
     let digest = *input.sha256.as_bytes();
     let upload = guest.upload(&input.path, &target, MODE, digest, privileged, progress, &run.control);
     vm.guard(&run.control, upload)
         .await?
-        .map_err(|error| failed(format!("Error uploading {target}"), Some(error)))?;
+        .map_err(|error| failed(format!("Error uploading {target}"), Some(error.into())))?;
     Ok(format!("{} bytes at {target}, digest checked in the guest", input.size))
 }

@@ -9,14 +9,14 @@ use kiln_guest::DetachedStep;
 use kiln_library::StoredInput;
 use kiln_model::plan::{Customizer, Script};
 
-use super::{fetched, origin, run_script, shell};
-use crate::boot::ConnectedGuest;
+use super::{environment, fetched, origin, run_script};
 use crate::context::Run;
 use crate::error::BuildError;
+use crate::guest::LinuxGuest;
 
 pub(super) async fn run(
     run: &Run,
-    guest: &mut ConnectedGuest,
+    guest: &mut LinuxGuest,
     customizer: &Customizer,
     script: &Script,
     input: Option<&StoredInput>,
@@ -29,7 +29,7 @@ pub(super) async fn run(
         .vm
         .guard(&run.control, guest.guest.facts(&run.control))
         .await?
-        .map_err(|source| BuildError::Guest { act: "look for pwsh", source })?;
+        .map_err(|source| BuildError::Guest { act: "look for pwsh", source: source.into() })?;
     let Some(pwsh) = facts.pwsh else {
         return Err(failed(
             "the guest has no PowerShell (no pwsh on its PATH); install it with a Shell customizer before this one, \
@@ -46,7 +46,7 @@ pub(super) async fn run(
         extension: "ps1",
         privileged,
         interpreter: interpreter(pwsh, matches!(script, Script::Fetched(_))),
-        env: shell::environment(),
+        env: environment(),
         ..DetachedStep::new(format!("step-{}", customizer.position), text)
     };
     run_script(run, guest, &customizer.title(), step, valid_exit_codes).await

@@ -1,8 +1,8 @@
-//! Generalizing: from a guest that is used to an image that is not.
+//! Generalizing a Linux guest.
 //!
 //! ```text
 //!  deprovision   /tmp/DeprovisioningScript.sh, or the default (waagent), printed into the log
-//!  clean up      keys, account, identity, logs of the build; trim     (generalize.sh)
+//!  clean up      keys, account, identity, logs of the build; trim     (linux.sh)
 //!  power down    by QMP, and QEMU must end on its own
 //! ```
 //! The build's account goes last of all, by a root process on the connection that is
@@ -13,12 +13,12 @@ use std::time::Duration;
 
 use kiln_guest::{DetachedStep, ExecOutput, GuestError};
 use kiln_host::wait::Control;
-use kiln_qemu::disk::Image;
 
-use crate::boot::ConnectedGuest;
+use super::Generalized;
 use crate::context::Run;
-use crate::customize::{StepFailure, detached};
+use crate::customize::linux::{StepFailure, detached};
 use crate::error::BuildError;
+use crate::guest::LinuxGuest;
 use crate::log::Stream;
 use crate::seed::BUILD_USER;
 
@@ -26,38 +26,30 @@ use crate::seed::BUILD_USER;
 const OVERRIDE: &str = "/tmp/DeprovisioningScript.sh";
 /// An override larger than this is not a script.
 const OVERRIDE_CAP: usize = 1 << 20;
-const CLEAN_UP: &str = include_str!("generalize.sh");
+const CLEAN_UP: &str = include_str!("linux.sh");
 const SETTLE_LIMIT: Duration = Duration::from_secs(5 * 60);
 const CLEAN_UP_LIMIT: Duration = Duration::from_secs(10 * 60);
 const POWER_DOWN_LIMIT: Duration = Duration::from_secs(5 * 60);
 
-/// What stays of a guest: its disks, cleanly shut down.
-#[derive(Debug)]
-pub struct Generalized {
-    pub image: Image,
-    /// An overlay is nothing without its base image, which must stay until the last target has it.
-    pub(crate) _lease: kiln_library::ImageLease,
-}
-
-pub async fn run(run: &Run, mut guest: ConnectedGuest) -> Result<Generalized, BuildError> {
+pub(super) async fn run(run: &Run, mut guest: LinuxGuest) -> Result<Generalized, BuildError> {
     end_cloud_init(run, &guest).await?;
     deprovision(run, &mut guest).await?;
     clean_up(run, &guest).await?;
 
     let step = run.journal.step("power-down", "power down");
-    let ConnectedGuest { vm, guest, lease, .. } = guest;
+    let LinuxGuest { vm, guest, lease, .. } = guest;
     guest.close().await;
     let stopped = vm.power_down(&run.control, POWER_DOWN_LIMIT).await?;
     run.log.say("The virtual machine has shut down.");
     step.succeed("");
-    Ok(Generalized { image: stopped.into_image(), _lease: lease })
+    Ok(Generalized::new(stopped, lease))
 }
 
 /// Sees to it that cloud-init has ended this boot: it must not write into what is about to
 /// be removed. Customizers need not wait for it, and its last stages need not run to their
 /// end: the seed gives them nothing to do (no package lock, no change of the system), and
 /// an emulated guest spends seconds on starting each.
-async fn end_cloud_init(run: &Run, guest: &ConnectedGuest) -> Result<(), BuildError> {
+async fn end_cloud_init(run: &Run, guest: &LinuxGuest) -> Result<(), BuildError> {
     // The file is written when the last stage ends; without systemd there is only waiting.
     let wait = "if [ -e /run/cloud-init/result.json ] || ! command -v cloud-init > /dev/null; then echo 0; exit; fi; \
                 if [ -d /run/systemd/system ]; then sudo -n systemctl stop cloud-config.service cloud-final.service; \
@@ -73,14 +65,14 @@ async fn end_cloud_init(run: &Run, guest: &ConnectedGuest) -> Result<(), BuildEr
         Err(error) if run.control.check().is_ok() && error.interrupted().is_some() => {
             run.journal.warn("cloud-init did not end within 5 minutes; the build goes on");
         }
-        Err(source) => return Err(BuildError::Guest { act: "wait for cloud-init", source }),
+        Err(source) => return Err(BuildError::Guest { act: "wait for cloud-init", source: source.into() }),
     }
     step.succeed("");
     Ok(())
 }
 
 /// The service's hidden last customizer.
-async fn deprovision(run: &Run, guest: &mut ConnectedGuest) -> Result<(), BuildError> {
+async fn deprovision(run: &Run, guest: &mut LinuxGuest) -> Result<(), BuildError> {
     let script = match overriding_script(run, guest).await? {
         Some(script) => {
             run.log.say(format!("Deprovisioning with {OVERRIDE}:"));
@@ -88,7 +80,7 @@ async fn deprovision(run: &Run, guest: &mut ConnectedGuest) -> Result<(), BuildE
         }
         None if guest.facts.waagent.is_some() => {
             run.log.say("Deprovisioning with the default command:");
-            Some(run.plan.deprovision.clone().into_bytes())
+            run.plan.deprovision.clone().map(String::into_bytes)
         }
         None => {
             let warning = "the guest has no waagent: it is not deprovisioned by it, only cleaned by Kiln \
@@ -113,7 +105,9 @@ async fn deprovision(run: &Run, guest: &mut ConnectedGuest) -> Result<(), BuildE
     let failed = |detail: String, source| BuildError::Deprovision { detail, source };
     let end = detached(run, guest, detached_step).await.map_err(|failure| match failure {
         StepFailure::Vm(error) => error,
-        StepFailure::Guest(error) => failed("the script could not be run to its end".to_owned(), Some(error)),
+        StepFailure::Guest(error) => {
+            failed("the script could not be run to its end".to_owned(), Some(error.into()))
+        }
     })?;
     match end {
         kiln_guest::StepEnd::Exited { code: 0 } => {
@@ -128,13 +122,13 @@ async fn deprovision(run: &Run, guest: &mut ConnectedGuest) -> Result<(), BuildE
 }
 
 /// The script that a customizer left, if one did. It is taken out of the guest.
-async fn overriding_script(run: &Run, guest: &ConnectedGuest) -> Result<Option<Vec<u8>>, BuildError> {
+async fn overriding_script(run: &Run, guest: &LinuxGuest) -> Result<Option<Vec<u8>>, BuildError> {
     let command = format!(
         "if [ -f {OVERRIDE} ]; then echo yes; sudo -n cat {OVERRIDE} && sudo -n rm -f {OVERRIDE}; fi"
     );
-    let output = exec(guest, &command, b"", &run.control, &run.control)
-        .await?
-        .map_err(|source| BuildError::Guest { act: "read the deprovisioning script", source })?;
+    let output = exec(guest, &command, b"", &run.control, &run.control).await?.map_err(|source| {
+        BuildError::Guest { act: "read the deprovisioning script", source: source.into() }
+    })?;
     let Some(script) = output.stdout.strip_prefix(b"yes\n") else { return Ok(None) };
     if !output.success() || script.len() > OVERRIDE_CAP {
         let detail = format!("{OVERRIDE} could not be read, or is larger than 1 MiB");
@@ -144,15 +138,16 @@ async fn overriding_script(run: &Run, guest: &ConnectedGuest) -> Result<Option<V
 }
 
 /// Removes the build from the guest.
-async fn clean_up(run: &Run, guest: &ConnectedGuest) -> Result<(), BuildError> {
+async fn clean_up(run: &Run, guest: &LinuxGuest) -> Result<(), BuildError> {
     let step = run.journal.step("clean-up", "remove the build from the image");
     let control = run.control.within(CLEAN_UP_LIMIT);
     // One command from start to end: nothing can be logged in to in between.
     let command = format!("sudo -n /bin/sh -s {BUILD_USER}");
     let failed = |detail: String, source| BuildError::Deprovision { detail, source };
-    let output = exec(guest, &command, CLEAN_UP.as_bytes(), &run.control, &control)
-        .await?
-        .map_err(|source| failed("the build could not be removed from the image".to_owned(), Some(source)))?;
+    let output =
+        exec(guest, &command, CLEAN_UP.as_bytes(), &run.control, &control).await?.map_err(|source| {
+            failed("the build could not be removed from the image".to_owned(), Some(source.into()))
+        })?;
     let text = output.text();
     let complaints = String::from_utf8_lossy(&output.stderr);
     // waagent has renamed the host by now, which sudo complains about and does its work.
@@ -176,7 +171,7 @@ async fn clean_up(run: &Run, guest: &ConnectedGuest) -> Result<(), BuildError> {
 /// Runs a command under the machine's own watch. `limit` bounds the command alone: its
 /// end is an error of the guest's, the run's end is one of the machine's.
 async fn exec(
-    guest: &ConnectedGuest,
+    guest: &LinuxGuest,
     command: &str,
     stdin: &[u8],
     control: &Control,

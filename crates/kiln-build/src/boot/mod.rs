@@ -1,0 +1,123 @@
+//! Booting: overlay, media, machine, and the first login.
+//!
+//! ```text
+//!  base image (read-only, leased) ─ overlay ─┐
+//!  keys, or an account ─ media ──────────────┼─► Machine ─► Vm ─► guest (its host key or certificate checked)
+//!  firmware ─────────────────────────────────┘
+//! ```
+//! INVARIANT: a base image is never written: the machine gets an overlay of its own,
+//! and a lease keeps the image on the shelf as long as the run needs it.
+
+mod linux;
+mod windows;
+
+use std::time::{Duration, Instant};
+
+use kiln_library::ImageLease;
+use kiln_model::catalog::{DiskFormat, Login};
+use kiln_qemu::disk::{BaseImage, DiskFormat as QemuFormat, Overlay};
+use kiln_qemu::firmware::Firmware;
+use kiln_qemu::host::Accelerator;
+use kiln_qemu::machine::Machine;
+use kiln_qemu::vm::{Vm, VmNotice};
+use tokio::sync::broadcast::error::RecvError;
+
+use crate::context::Run;
+use crate::error::BuildError;
+use crate::guest::ConnectedGuest;
+
+/// Resets within this time belong to one restart.
+const RESET_AGAIN: Duration = Duration::from_secs(5);
+/// Room that a run needs beside the artifact before it starts at all, bytes.
+const LEAST_ROOM: u64 = 1 << 30;
+
+/// Starts the machine and logs in.
+pub async fn start(run: &Run) -> Result<ConnectedGuest, BuildError> {
+    match run.plan.source.login {
+        Login::CloudInit => linux::start(run).await.map(|guest| ConnectedGuest::Linux(Box::new(guest))),
+        Login::AnswerFile => windows::start(run).await.map(|guest| ConnectedGuest::Windows(Box::new(guest))),
+    }
+}
+
+/// The base image, kept on its shelf, and the run's own layer over it.
+async fn disk(run: &Run) -> Result<(Overlay, ImageLease), BuildError> {
+    let source = &run.plan.source;
+    let lease = run.library.use_image(source)?;
+    run.library.verify(source, kiln_library::Check::IfChanged, &|_| {}, &run.control).await?;
+    kiln_host::space::ensure_room(run.workspace.folder(), LEAST_ROOM)?;
+    let base = BaseImage::open(run.qemu.img(), &source.path, disk_format(source.format))
+        .map_err(|source| BuildError::Disk { act: "open the base image", source })?;
+    let grow_to = (run.plan.machine.disk_bytes > source.virtual_size).then_some(run.plan.machine.disk_bytes);
+    let overlay = Overlay::create(run.qemu.img(), &base, run.workspace.overlay(), grow_to)
+        .map_err(|source| BuildError::Disk { act: "create the run's disk", source })?;
+    Ok((overlay, lease))
+}
+
+async fn accelerator(run: &Run) -> Result<Accelerator, BuildError> {
+    let found = kiln_qemu::host::probe_accelerator(&run.qemu, &run.settings.cache_dir, &run.control).await?;
+    if let Accelerator::Tcg { reason } = &found {
+        run.journal.info(format!("emulating the processor (TCG): {reason}"));
+    }
+    Ok(found)
+}
+
+/// Lets the machine run.
+async fn power_on(run: &Run, machine: Machine) -> Result<Vm, BuildError> {
+    let step = run.journal.step("boot", format!("boot {}", describe(&machine)));
+    run.log.say(format!("Starting the virtual machine: {}", describe(&machine)));
+    let vm = Vm::start(&run.qemu, machine, &run.control).await?;
+    report_notices(run, &vm);
+    step.succeed("");
+    Ok(vm)
+}
+
+/// Tells the run's followers what happens to the machine, for as long as it lives.
+fn report_notices(run: &Run, vm: &Vm) {
+    let (mut notices, journal) = (vm.notices(), run.journal.clone());
+    tokio::spawn(async move {
+        let mut last_reset: Option<Instant> = None;
+        // Ends with the machine, which holds the sending half. A slow reader misses notices, never events.
+        loop {
+            match notices.recv().await {
+                Ok(VmNotice::DiskFull { path, wait }) => journal.warn(format!(
+                    "the disk is full: the guest is paused until there is room for {} (for {} s at most)",
+                    path.display(),
+                    wait.as_secs()
+                )),
+                Ok(VmNotice::GoesOn { path }) => {
+                    journal.info(format!("there is room for {} again: the guest goes on", path.display()));
+                }
+                // Firmware resets once more on its own way through a restart.
+                Ok(VmNotice::Reset { .. }) => {
+                    if last_reset.replace(Instant::now()).is_none_or(|last| last.elapsed() > RESET_AGAIN) {
+                        journal.info("the guest restarts");
+                    }
+                }
+                Err(RecvError::Lagged(_)) => {}
+                Err(RecvError::Closed) => return,
+            }
+        }
+    });
+}
+
+fn disk_format(format: DiskFormat) -> QemuFormat {
+    match format {
+        DiskFormat::Raw => QemuFormat::Raw,
+        DiskFormat::Qcow2 => QemuFormat::Qcow2,
+        DiskFormat::Vhd => QemuFormat::Vpc,
+        DiskFormat::Vhdx => QemuFormat::Vhdx,
+        DiskFormat::Vmdk => QemuFormat::Vmdk,
+    }
+}
+
+fn describe(machine: &Machine) -> String {
+    let firmware = match machine.firmware {
+        Firmware::Bios => "BIOS",
+        Firmware::Uefi { .. } => "UEFI",
+    };
+    let accelerator = match machine.accelerator {
+        Accelerator::Kvm { .. } => "KVM",
+        Accelerator::Tcg { .. } => "TCG",
+    };
+    format!("{} vCPU, {} MiB, {firmware}, {accelerator}", machine.cpus, machine.memory_mib)
+}

@@ -1,0 +1,196 @@
+//! A generalized Windows: an answer file on a removable medium makes the build's account and opens WinRM, whose
+//! certificate is told over the serial port and pinned before we connect.
+//!
+//! INVARIANT: nobody sits in the middle: only the machine itself writes to that port, and each of its lines has this
+//! run's nonce.
+
+use std::time::Duration;
+
+use kiln_guest::os::windows::bootstrap::{self, ANSWER_FILES, Architecture, BootstrapLine};
+use kiln_guest::os::windows::facts::{self, Extended, WindowsFacts};
+use kiln_guest::winrm::{Authentication, CertificatePin, Password, Transport, WinrmGuest, WinrmLogin};
+use kiln_library::ImageLease;
+use kiln_model::catalog::Generation;
+use kiln_qemu::firmware::{Firmware, Ovmf};
+use kiln_qemu::machine::{Drivers, Hardware, Machine, Medium, Network, Tpm};
+use kiln_qemu::media::ANSWERS_LABEL;
+use kiln_qemu::vm::Vm;
+use kiln_qemu::{offline, tpm};
+
+use super::{accelerator, disk, disk_format, power_on};
+use crate::account::BuildAccount;
+use crate::context::Run;
+use crate::customize::windows::answer;
+use crate::error::BuildError;
+use crate::guest::WindowsGuest;
+use crate::seed::BUILD_USER;
+use crate::serial;
+
+/// As long as the service waits for WinRM, plus what a first boot takes: Windows sets itself up before it logs on.
+const CONNECT_LIMIT: Duration = Duration::from_secs(60 * 60);
+
+pub(super) async fn start(run: &Run) -> Result<WindowsGuest, BuildError> {
+    let (machine, account, lease) = prepare(run).await?;
+    let vm = power_on(run, machine).await?;
+    let connected = connect(run, &vm, &account).await;
+    let guest = match connected {
+        Ok(guest) => guest,
+        Err(error) => {
+            screenshot(run, &vm).await;
+            return Err(error);
+        }
+    };
+    let mut guest = WindowsGuest { vm, guest, facts: WindowsFacts::default(), account, lease };
+
+    let step = run.journal.step("facts", "look at the guest");
+    let said = answer(run, &guest, "read the guest's facts", &facts::facts()).await?;
+    guest.facts = WindowsFacts::parse(&said.text())
+        .ok_or_else(|| BuildError::Inside { act: "read the guest's facts", detail: said.excerpt() })?;
+    // The hives do not tell; a Windows that runs does.
+    if guest.facts.rearms_left == Some(0) {
+        let source = &run.plan.source;
+        return Err(BuildError::NoRearm { image: format!("{} {}", source.name, source.version) });
+    }
+    extend(run, &guest).await?;
+    step.succeed(guest.facts.name.clone().unwrap_or_default());
+    Ok(guest)
+}
+
+/// Waits for the bootstrap's word, then for WinRM.
+async fn connect(run: &Run, vm: &Vm, account: &BuildAccount) -> Result<WinrmGuest, BuildError> {
+    let step = run.journal.step("connect", "wait for WinRM");
+    run.log.say("Waiting for WinRM, up to timeout: 60m0s");
+    let control = run.control.within(CONNECT_LIMIT);
+    let log = run.dir.serial_log();
+    let word = |line: &str| match bootstrap::bootstrap_line(line, &account.nonce)? {
+        BootstrapLine::Step { step, warning } => {
+            if let Some(warning) = warning {
+                run.journal.warn(format!("bootstrap, {step}: {warning}"));
+            }
+            None
+        }
+        BootstrapLine::WinRm { sha256, .. } => Some(Ok(sha256)),
+        BootstrapLine::Failed { step, error } => Some(Err(format!("{step}: {error}"))),
+        BootstrapLine::Undone { .. } => None,
+    };
+    let told = vm
+        .guard(&run.control, serial::wait_for(&log, word, &control))
+        .await?
+        .map_err(BuildError::io("read", &log))?;
+    let no_word = |detail: &str| BuildError::Inside { act: "open WinRM", detail: detail.to_owned() };
+    let sha256 = match told {
+        Some(Ok(sha256)) => sha256,
+        Some(Err(detail)) => return Err(no_word(&detail)),
+        None => {
+            run.control.check()?;
+            return Err(no_word(
+                "it said nothing over the serial port: is the image a generalized Windows that starts on this \
+                 machine? (the screen is in the run's folder)",
+            ));
+        }
+    };
+    let pin = CertificatePin::from_sha256(&sha256).map_err(|error| no_word(&error.to_string()))?;
+    let login = WinrmLogin {
+        addr: vm.forwarded(bootstrap::WINRM_PORT, &run.control).await?,
+        transport: Transport::Https { pin, authentication: Authentication::Negotiate },
+        user: account.user.clone(),
+        password: Password::new(account.password()),
+    };
+    let connecting = WinrmGuest::connect(login, |_attempt| {}, &control);
+    let guest =
+        vm.guard(&run.control, connecting).await?.map_err(|error| BuildError::Connect(error.into()))?;
+    run.log.say("WinRM connected.");
+    step.succeed("");
+    Ok(guest)
+}
+
+/// The screen as it was when nobody answered: often the only word of a Windows that does not start.
+async fn screenshot(run: &Run, vm: &Vm) {
+    let path = run.dir.screenshot();
+    match vm.screenshot(&path, &run.control).await {
+        Ok(()) => run.journal.info(format!("the guest's screen: {}", path.display())),
+        Err(error) => tracing::debug!(%error, "no screenshot"),
+    }
+}
+
+/// Everything the machine is made of.
+async fn prepare(run: &Run) -> Result<(Machine, BuildAccount, ImageLease), BuildError> {
+    let step = run.journal.step("machine", "prepare the machine");
+    let (overlay, lease) = disk(run).await?;
+    let account = BuildAccount::generate(BUILD_USER);
+    let answers = bootstrap::answer_file(&account.account(), "en-US", Architecture::Amd64)
+        .map_err(BuildError::AnswerFile)?;
+    let script = bootstrap::bootstrap(&account.nonce);
+    let seed = run.workspace.seed();
+    let mut files: Vec<(&str, &[u8])> = ANSWER_FILES.iter().map(|name| (*name, answers.as_bytes())).collect();
+    files.push((bootstrap::BOOTSTRAP_PATH, &script));
+    kiln_qemu::media::seed_medium(&seed, ANSWERS_LABEL, &files).map_err(BuildError::Media)?;
+    let (firmware, tpm) = match run.plan.source.generation {
+        Generation::V1 => (Firmware::Bios, None),
+        // Windows 11 starts with Secure Boot and a TPM only, and every other Windows of this generation with them.
+        Generation::V2 => {
+            let firmware = Ovmf::find_secure()?.for_machine(run.workspace.uefi_vars())?;
+            let program = tpm::find(&run.settings.search_path)?;
+            let tpm = Tpm { program, state: run.workspace.tpm_state(), log: run.dir.tpm_log() };
+            (firmware, Some(tpm))
+        }
+    };
+    let machine = Machine {
+        name: format!("kiln-{}", run.request.run_id.short()),
+        accelerator: accelerator(run).await?,
+        cpus: run.plan.machine.vcpus,
+        memory_mib: run.plan.machine.memory_mib,
+        firmware,
+        hardware: Hardware::Windows { drivers: drivers(run).await?, tpm },
+        disks: vec![overlay],
+        media: vec![Medium { path: seed }],
+        network: Network::User { forward: vec![bootstrap::WINRM_PORT] },
+        smbios_serial: None,
+        serial_log: run.dir.serial_log(),
+        qemu_log: run.dir.qemu_log(),
+        runtime_dir: run.workspace.sockets().to_owned(),
+        kernel: None,
+        disk_full_wait: run.settings.disk_full_wait,
+    };
+    step.succeed("");
+    Ok((machine, account, lease))
+}
+
+/// What the base image itself says: which devices it can start on, and whether it may be generalized once more.
+async fn drivers(run: &Run) -> Result<Drivers, BuildError> {
+    let source = &run.plan.source;
+    let windows = offline::windows(run.qemu.img(), &source.path, disk_format(source.format), &run.control)
+        .await
+        .map_err(BuildError::Offline)?;
+    if windows.rearms_left == Some(0) && !windows.skip_rearm {
+        return Err(BuildError::NoRearm { image: format!("{} {}", source.name, source.version) });
+    }
+    if windows.virtio {
+        return Ok(Drivers::Virtio);
+    }
+    if !windows.ahci {
+        run.journal.warn(
+            "the image starts no AHCI driver at boot (storahci): it may stop with INACCESSIBLE_BOOT_DEVICE (0x7B) on this \
+             machine",
+        );
+    }
+    Ok(Drivers::Inbox)
+}
+
+/// Windows does not take the room that the template gave its disk by itself.
+async fn extend(run: &Run, guest: &WindowsGuest) -> Result<(), BuildError> {
+    if run.plan.machine.disk_bytes <= run.plan.source.virtual_size {
+        return Ok(());
+    }
+    let said = answer(run, guest, "extend the system volume", &facts::extend()).await?;
+    match Extended::parse(&said.text()) {
+        Some(extended) => {
+            run.log.say(extended.line());
+            if !extended.extended {
+                run.journal.warn(extended.line());
+            }
+        }
+        None => run.journal.warn(format!("C: was not extended: {}", said.excerpt())),
+    }
+    Ok(())
+}

@@ -1,0 +1,34 @@
+//! Generalizing: from a guest that is used to an image that is not.
+//!
+//! INVARIANT: only a guest that shut down cleanly yields an image.
+
+mod linux;
+mod windows;
+
+use kiln_library::ImageLease;
+use kiln_qemu::disk::{Image, StoppedMachine};
+
+use crate::context::Run;
+use crate::error::BuildError;
+use crate::guest::ConnectedGuest;
+
+/// What stays of a guest: its disks, cleanly shut down.
+#[derive(Debug)]
+pub struct Generalized {
+    pub image: Image,
+    /// An overlay is nothing without its base image, which must stay until the last target has it.
+    _lease: ImageLease,
+}
+
+impl Generalized {
+    fn new(stopped: StoppedMachine, lease: ImageLease) -> Self {
+        Self { image: stopped.into_image(), _lease: lease }
+    }
+}
+
+pub async fn run(run: &Run, guest: ConnectedGuest) -> Result<Generalized, BuildError> {
+    match guest {
+        ConnectedGuest::Linux(guest) => linux::run(run, *guest).await,
+        ConnectedGuest::Windows(guest) => windows::run(run, *guest).await,
+    }
+}
