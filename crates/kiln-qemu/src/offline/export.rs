@@ -31,13 +31,14 @@ const OPEN_LIMIT: Duration = Duration::from_secs(60);
 /// Until 64 KiB are read: long for a sleeping disk, short for a dead network share.
 const READ_LIMIT: Duration = Duration::from_secs(120);
 
-/// The connection's own errors. Others are of the disk.
-const LINK_LOST: [io::ErrorKind; 4] = [
-    io::ErrorKind::UnexpectedEof,
-    io::ErrorKind::BrokenPipe,
-    io::ErrorKind::ConnectionReset,
-    io::ErrorKind::InvalidData,
-];
+/// Of a child whose connection is gone, until it has ended.
+const END_LIMIT: Duration = Duration::from_secs(5);
+
+/// The connection broke. Other errors are of the disk, or of what was said.
+fn is_lost(error: &io::Error) -> bool {
+    use io::ErrorKind::{BrokenPipe, ConnectionReset, UnexpectedEof};
+    matches!(error.kind(), UnexpectedEof | BrokenPipe | ConnectionReset)
+}
 
 /// A read that the parsing thread waits for.
 struct Ask {
@@ -92,13 +93,13 @@ pub(super) async fn with_disk<T: Send + 'static>(
             Some(ask) = asked.recv() => {
                 let read = export.server.beside(export.nbd.read(ask.offset, ask.length), READ_LIMIT, control);
                 // Whoever asked is told by the end of the queue when this ends in an error.
-                let read = read.await?;
-                if let Err(error) = &read
-                    && LINK_LOST.contains(&error.kind())
-                {
-                    return Err(export.server.broken(io::Error::from(error.kind())));
-                }
-                let _ = ask.answer.send(read);
+                let answer = match read.await? {
+                    Err(error) if is_lost(&error) || error.kind() == io::ErrorKind::InvalidData => {
+                        return Err(export.server.broken(error, control).await);
+                    }
+                    answer => answer,
+                };
+                let _ = ask.answer.send(answer);
             }
             done = &mut working => {
                 let done = done.map_err(|gone| OfflineError::Lost { disk: disk.to_owned(), source: gone.into() })?;
@@ -132,8 +133,10 @@ impl Export {
         let socket = server.dir.path().join(SOCKET);
         let connecting = async { Nbd::negotiate(connect(&socket).await?).await };
         let nbd = server.beside(connecting, OPEN_LIMIT, control).await?;
-        let nbd = nbd.map_err(|source| server.broken(source))?;
-        Ok(Self { server, nbd })
+        match nbd {
+            Ok(nbd) => Ok(Self { server, nbd }),
+            Err(source) => Err(server.broken(source, control).await),
+        }
     }
 }
 
@@ -182,9 +185,22 @@ impl Server {
         }
     }
 
-    /// A connection that failed, most often because the child is at its end.
-    fn broken(&self, source: io::Error) -> OfflineError {
-        OfflineError::Serve { disk: self.disk.clone(), how: format!("{source}{}", self.words()) }
+    /// A connection that failed. Where it broke, the child is most often at its end, and has said why: it listens before
+    /// it opens the disk.
+    async fn broken(&self, source: io::Error, control: &Control) -> OfflineError {
+        let mut how = source.to_string();
+        if is_lost(&source) {
+            match control.within(END_LIMIT).guard(self.child.wait()).await {
+                Ok(Ok(status)) => how = describe_status(status),
+                Ok(Err(error)) => return error.into(),
+                Err(_) => {
+                    if let Err(why) = control.check() {
+                        return why.into();
+                    }
+                }
+            }
+        }
+        OfflineError::Serve { disk: self.disk.clone(), how: how + &self.words() }
     }
 
     /// What the child has said, for an error; never more than 4 KiB.

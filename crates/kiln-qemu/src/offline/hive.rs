@@ -111,12 +111,20 @@ impl<'d> Hive<'d> {
     /// A value of a key at `path`; `None` where key or value is absent.
     pub fn value(&self, path: &str, name: &str) -> Result<Option<Value>, Fault> {
         match self.key(path)? {
-            Some(key) => self.value_of(&key, name),
+            Some(key) => self.value_cell(&key, name)?.map(|cell| self.data(&cell)).transpose(),
             None => Ok(None),
         }
     }
 
-    pub fn value_of(&self, key: &Key, name: &str) -> Result<Option<Value>, Fault> {
+    /// Whether a value is there, however long it is.
+    pub fn has_value(&self, path: &str, name: &str) -> Result<bool, Fault> {
+        match self.key(path)? {
+            Some(key) => Ok(self.value_cell(&key, name)?.is_some()),
+            None => Ok(false),
+        }
+    }
+
+    fn value_cell(&self, key: &Key, name: &str) -> Result<Option<Vec<u8>>, Fault> {
         let cut = || damaged(WHAT, "a key is cut off");
         let count = u32_at(&key.cell, 36).ok_or_else(cut)?;
         if count == 0 {
@@ -127,7 +135,7 @@ impl<'d> Hive<'d> {
             let at = u32_at(&list, index * 4).ok_or_else(|| damaged(WHAT, "a list of values is cut off"))?;
             let cell = self.cell(at)?;
             if same_name(&name_in(&cell, b"vk", 2, 20, 16, 1)?, name) {
-                return self.data(&cell).map(Some);
+                return Ok(Some(cell));
             }
         }
         Ok(None)

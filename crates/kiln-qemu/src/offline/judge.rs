@@ -1,6 +1,7 @@
 //! What a disk's Windows says of itself: the judgement on top of partitions, volumes and hives. Blocking, pure reading.
 
 use std::collections::BTreeMap;
+use std::collections::btree_map::Entry;
 
 use super::hive::{self, Hive};
 use super::ntfs::{Kind, Volume};
@@ -177,8 +178,8 @@ pub(super) fn traces(disk: &dyn ReadAt, wanted: &[Trace]) -> Result<Found<Vec<Tr
     with_system(disk, |volume| {
         let mut files: BTreeMap<HiveName, Option<Stream<'_>>> = BTreeMap::new();
         for name in wanted.iter().filter_map(Trace::hive) {
-            if !files.contains_key(&name) {
-                files.insert(name, volume.file(&name.path())?);
+            if let Entry::Vacant(vacant) = files.entry(name) {
+                vacant.insert(volume.file(&name.path())?);
             }
         }
         let mut found = Vec::new();
@@ -210,7 +211,7 @@ fn in_hive(
     let Some(hive) = open(files, name)? else { return Ok(false) };
     let path = real_path(&hive, name, path)?;
     match value {
-        Some(value) => Ok(hive.value(&path, value)?.is_some()),
+        Some(value) => hive.has_value(&path, value),
         None => Ok(hive.key(&path)?.is_some()),
     }
 }

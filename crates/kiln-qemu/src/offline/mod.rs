@@ -24,8 +24,6 @@ mod ntfs;
 mod partitions;
 mod record;
 mod source;
-#[cfg(test)]
-mod tests;
 
 use std::io;
 use std::path::{Path, PathBuf};
@@ -57,10 +55,12 @@ pub struct OfflineWindows {
     /// Sysprep is told not to rearm, and so needs none left: `SkipRearm` of
     /// `HKLM\SOFTWARE\Microsoft\Windows NT\CurrentVersion\SoftwareProtectionPlatform` is 1.
     pub skip_rearm: bool,
-    /// The NTFS volume was not shut down cleanly (dirty flag of `$Volume`).
+    /// The NTFS volume was not shut down cleanly: its log (`$LogFile`) is still open, as after a power cut and with fast
+    /// startup, or it is marked for a check (dirty flag of `$Volume`).
     pub dirty: bool,
     /// Hives whose log files hold changes that are not in them yet (their sequence numbers differ): what is said here of
-    /// them was true once. Empty after a clean shutdown.
+    /// them was true once. Expected to be empty after a
+    /// clean shutdown.
     pub pending: Vec<HiveName>,
     /// viostor or vioscsi are boot-start (`Start` = 0, not overridden) and netkvm is installed: the machine may be
     /// virtio.
@@ -185,3 +185,6 @@ fn found<T>(disk: &Path, found: Found<T>) -> Result<T, OfflineError> {
         Found::BitLocker => Err(OfflineError::BitLocker { disk: disk.to_owned() }),
     }
 }
+
+#[cfg(test)]
+mod tests;

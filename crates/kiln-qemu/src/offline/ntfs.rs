@@ -24,9 +24,13 @@ const INDEX_ALLOCATION: u32 = 0xa0;
 /// The index of file names.
 const NAMES: &str = "$I30";
 const MFT: u64 = 0;
+const LOG: u64 = 2;
 const VOLUME: u64 = 3;
 const ROOT: u64 = 5;
 const DIRTY: u16 = 1;
+/// The end of the list of a log's users.
+const NOBODY: u16 = u16::MAX;
+const CLEAN: u16 = 2;
 /// NTFS itself allows no longer list.
 const LIST_LIMIT: u64 = 256 << 10;
 /// Blocks of one directory: four million names or so.
@@ -96,8 +100,35 @@ impl<'d> Volume<'d> {
         Ok(opened)
     }
 
-    /// Whether the volume was in use when its machine stopped (`$VOLUME_INFORMATION`, flag 1).
+    /// Whether the volume was in use when its machine stopped: its log is open, or it is marked for a check
+    /// (`$VOLUME_INFORMATION`, flag 1).
     pub fn is_dirty(&self) -> Result<bool, Fault> {
+        Ok(self.is_marked()? || !self.log_is_closed()?)
+    }
+
+    /// NTFS notes in its log's restart area that it is in use, and that it has left in order: nobody uses the log, or
+    /// the volume is called clean. The mark of [`Volume::is_marked`] says less: Windows sets it where it finds damage. A
+    /// log that makes no sense is not closed.
+    fn log_is_closed(&self) -> Result<bool, Fault> {
+        let log = self.attribute(LOG, DATA, "")?.ok_or_else(|| bad("no log"))?;
+        let head = log.read_vec(0, 32)?;
+        // Never used since it was made or emptied.
+        if head.starts_with(&[0xff; 4]) {
+            return Ok(true);
+        }
+        let Some(length @ 512..=0x1_0000) = u32_at(&head, 16) else { return Ok(false) };
+        let length = usize::try_from(length).map_err(|_| bad("no log"))?;
+        // Two pages, written in turn.
+        let first = restart(log.read_vec(0, length)?);
+        let second = restart(log.read_vec(u64::try_from(length).unwrap_or(u64::MAX), length)?);
+        let newest = match (first, second) {
+            (Some(first), Some(second)) if second.0 > first.0 => Some(second),
+            (first, second) => first.or(second),
+        };
+        Ok(newest.is_some_and(|(_, closed)| closed))
+    }
+
+    fn is_marked(&self) -> Result<bool, Fault> {
         let missing = || bad("it does not tell its state");
         let information = self.attribute(VOLUME, VOLUME_INFORMATION, "")?.ok_or_else(missing)?;
         let information = information.read_all(512)?;
@@ -196,6 +227,16 @@ impl<'d> Volume<'d> {
         }
         Ok(None)
     }
+}
+
+/// A page's place in the order of pages, and whether by it the log is closed; `None` where it is torn.
+fn restart(page: Vec<u8>) -> Option<(u64, bool)> {
+    // After a check by Windows a page calls itself otherwise.
+    let magic = if page.starts_with(b"CHKD") { b"CHKD" } else { b"RSTR" };
+    let page = fixed_up(page, magic).ok()?;
+    let area = page.get(usize::from(u16_at(&page, 24)?)..)?;
+    let (users, flags) = (u16_at(area, 12)?, u16_at(area, 14)?);
+    Some((u64_at(area, 0)?, users == NOBODY || flags & CLEAN != 0))
 }
 
 fn matching(attributes: Vec<Attribute>, kind: u32, name: &str) -> Vec<Attribute> {

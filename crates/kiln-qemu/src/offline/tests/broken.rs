@@ -48,7 +48,7 @@ impl ReadAt for Changed<'_> {
         let length = u64::try_from(buffer.len()).unwrap();
         let start = usize::try_from(offset).unwrap();
         buffer.copy_from_slice(&self.bytes[start..start + buffer.len()]);
-        if length <= 4096 {
+        if self.changes.is_empty() && length <= 4096 {
             self.touched.borrow_mut().extend(offset / 64..(offset + length).div_ceil(64));
         }
         for (at, change) in &self.changes {
@@ -114,7 +114,8 @@ fn a_broken_disk_is_an_error_or_an_answer() {
         .run(&changes(touched, size), |(size, changes)| {
             let broken = Changed::new(&bytes, size, changes);
             let _ = judge::traces(&broken, &wanted);
-            Ok(drop(judge::windows(&broken)))
+            let _ = judge::windows(&broken);
+            Ok(())
         })
         .unwrap();
     // Changes one by one, to see that both happen.

@@ -191,3 +191,61 @@ pub async fn writer(dir: &Path, disk: &Path) -> Child {
     }
     panic!("it does not open the disk");
 }
+
+/// A restart page of a log: its sequence number, who uses the log (0 somebody, 0xffff nobody), its flags.
+pub type Restart = (u64, u16, u16);
+
+/// Puts these pages at the beginning of a volume's log, which mkntfs leaves empty.
+pub fn write_log(volume: &Path, pages: [Restart; 2]) {
+    let mut bytes = fs::read(volume).unwrap();
+    let empty = bytes.windows(8192).step_by(512).position(|stretch| stretch.iter().all(|byte| *byte == 0xff));
+    let start = empty.expect("no log") * 512;
+    for (number, page) in pages.into_iter().enumerate() {
+        let at = start + number * 4096;
+        bytes[at..at + 4096].copy_from_slice(&restart_page(page));
+    }
+    fs::write(volume, bytes).unwrap();
+}
+
+/// As far as ntfs-3g looks at it: log version 1.1, one user, a log of 2 MiB.
+fn restart_page((sequence, users, flags): Restart) -> [u8; 4096] {
+    let mut page = [0; 4096];
+    let mut put = |at: usize, bytes: &[u8]| page[at..at + bytes.len()].copy_from_slice(bytes);
+    put(0, b"RSTR\x1e\0\x09\0");
+    put(16, &[4096_u32.to_le_bytes(), 4096_u32.to_le_bytes()].concat());
+    put(24, &[48, 0, 1, 0, 1, 0]);
+    // The fix-ups: a number at the end of each 512 bytes, zeros below it.
+    put(30, &[1, 0]);
+    for end in (510..4096).step_by(512) {
+        put(end, &[1, 0]);
+    }
+    // The restart area: place, one user, none free, who uses it, flags; bits of a sequence number, lengths.
+    put(48, &sequence.to_le_bytes());
+    put(56, &[1, 0, 0xff, 0xff]);
+    put(60, &users.to_le_bytes());
+    put(62, &flags.to_le_bytes());
+    put(64, &45_u32.to_le_bytes());
+    put(68, &208_u16.to_le_bytes());
+    put(70, &48_u16.to_le_bytes());
+    put(72, &(2_u64 << 20).to_le_bytes());
+    put(84, &48_u16.to_le_bytes());
+    put(86, &64_u16.to_le_bytes());
+    // The user: none before, none after, called NTFS.
+    put(96 + 16, &[0xff; 4]);
+    put(96 + 28, &8_u32.to_le_bytes());
+    put(96 + 32, b"N\0T\0F\0S\0");
+    page
+}
+
+/// Whether ntfs-3g takes a volume for one that was left in order: it writes to no other.
+pub fn is_taken_for_clean(volume: &Path, any_file: &Path) -> bool {
+    let copying = tool("ntfscp").arg(volume).arg(any_file).arg("/a file").run_blocking();
+    match copying {
+        Ok(_) => true,
+        Err(error) => {
+            let words = error.to_string();
+            assert!(words.contains("unclean"), "{words}");
+            false
+        }
+    }
+}

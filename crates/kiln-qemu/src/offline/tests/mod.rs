@@ -163,6 +163,33 @@ fn a_volume_in_use_and_licensing_left_alone_are_told() {
     assert_eq!(said, OfflineWindows { dirty: true, skip_rearm: true, ..expected() });
 }
 
+#[test]
+fn a_log_that_is_open_is_told_as_ntfs_3g_tells_it() {
+    if !have_tools() {
+        return;
+    }
+    const NOBODY: u16 = 0xffff;
+    let dir = tempfile::tempdir().unwrap();
+    let volume = volume(dir.path(), SOFTWARE, SYSTEM, "");
+    let fresh = fs::read(&volume).unwrap();
+    let small = dir.path().join("small");
+    fs::write(&small, "small").unwrap();
+    let cases: [([made::Restart; 2], bool); 6] = [
+        ([(10, 0, 0), (10, 0, 0)], true),
+        ([(10, 0, 2), (10, 0, 2)], false),
+        ([(10, NOBODY, 0), (10, NOBODY, 0)], false),
+        ([(10, NOBODY, 0), (11, 0, 0)], true),
+        ([(10, 0, 0), (11, NOBODY, 2)], false),
+        ([(10, NOBODY, 0), (9, 0, 0)], false),
+    ];
+    for (pages, dirty) in cases {
+        fs::write(&volume, &fresh).unwrap();
+        made::write_log(&volume, pages);
+        assert_eq!(judged(&made::mbr(dir.path(), &volume)).dirty, dirty, "{pages:?}");
+        assert_eq!(made::is_taken_for_clean(&volume, &small), !dirty, "{pages:?}");
+    }
+}
+
 /// Sets a number of a hive's first block and makes its checksum right again.
 fn with_base_number(hive: &mut [u8], at: usize, number: u32) {
     hive[at..at + 4].copy_from_slice(&number.to_le_bytes());
@@ -247,6 +274,22 @@ fn keys_with_many_subkeys_are_read() {
     all_found(&bytes);
 }
 
+#[test]
+fn a_value_too_long_to_be_read_is_there_all_the_same() {
+    if !have_tools() {
+        return;
+    }
+    let dir = tempfile::tempdir().unwrap();
+    let mut bytes = fs::read(made::hive(dir.path(), "SOFTWARE", SOFTWARE)).unwrap();
+    // The name of a value lies 20 bytes behind its beginning, its length 4.
+    let name = bytes.windows(10).position(|name| name == b"ImageState").unwrap();
+    assert_eq!(&bytes[name - 20..name - 18], b"vk");
+    bytes[name - 16..name - 12].copy_from_slice(&20_000_u32.to_le_bytes());
+    let hive = hive::Hive::open(&bytes).unwrap();
+    assert!(hive.has_value(STATE, "ImageState").unwrap());
+    assert!(hive.value(STATE, "ImageState").is_err());
+}
+
 #[tokio::test]
 async fn a_disk_without_a_system_is_an_error_of_its_own() {
     if !have_tools() {
@@ -302,7 +345,7 @@ async fn a_server_that_never_listens_is_ended_by_the_control() {
     fs::write(&disk, [0; 512]).unwrap();
     let pid = dir.path().join("pid");
     let img = double(dir.path(), &format!("echo $$ > {}; exec sleep 60", pid.display()));
-    let control = Control::ending_in(Duration::from_millis(500));
+    let control = Control::ending_in(Duration::from_secs(2));
     let error = windows(&img, &disk, DiskFormat::Raw, &control).await.unwrap_err();
     assert!(matches!(error, OfflineError::Interrupted(Interrupted::DeadlinePassed)), "{error:?}");
     // Killed by then, or in this moment.
