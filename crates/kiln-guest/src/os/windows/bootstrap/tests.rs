@@ -163,7 +163,7 @@ fn values_are_only_text_and_in_their_places() {
     let document = Document::parse(&xml).unwrap();
     assert_eq!(texts(&document, "Value"), ["Other&1", password, password]);
     assert_eq!((texts(&document, "Name"), texts(&document, "Username")), (vec!["o'x"], vec!["o'x"]));
-    expect![[r#"cmd /c for %d in (D E F G H I J K L M N O P Q R S T U V W X Y Z) do if exist "%d:\kiln\bootstrap.ps1" powershell -NoProfile -NonInteractive -ExecutionPolicy Bypass -File "%d:\kiln\bootstrap.ps1""#]]
+    expect![[r#"cmd /c for %d in (D E F G H I J K L M N O P Q R S T U V W X Y Z) do if exist "%d:\kiln-bootstrap.ps1" powershell -NoProfile -NonInteractive -ExecutionPolicy Bypass -File "%d:\kiln-bootstrap.ps1""#]]
     .assert_eq(texts(&document, "CommandLine")[0]);
 }
 
