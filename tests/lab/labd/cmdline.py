@@ -34,6 +34,18 @@ class If:
         self.rest = rest
 
 
+class For:
+    """`for %x in (words) do` with everything after it on the line; no switches, no file names."""
+
+    def __init__(self, letter, words, rest):
+        self.letter = letter
+        self.words = words
+        self.rest = rest
+
+    def lines(self):
+        return [self.rest.replace("%" + self.letter, word) for word in self.words]
+
+
 class Both:
     def __init__(self, operator, left, right):
         self.operator = operator
@@ -124,7 +136,11 @@ class Parser:
             rest, self.at = self.line[self.at + 2 :].lstrip(), len(self.line)
             return If(rest)
         if re.match(r"for[ \t]", self.line[self.at :], re.IGNORECASE):
-            raise Unsupported("for")
+            rest, self.at = self.line[self.at :], len(self.line)
+            found = re.match(r"for\s+%([a-z])\s+in\s+\(([^()*?\"]*)\)\s+do\s+(.+)", rest, re.IGNORECASE | re.DOTALL)
+            if not found:
+                raise Unsupported(rest)
+            return For(found[1], [word for word in re.split(f"[{SPACES}]+", found[2]) if word], found[3])
         text, redirections, quoted = "", [], False
         while self.at < len(self.line):
             char = self.line[self.at]

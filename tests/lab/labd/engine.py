@@ -133,10 +133,16 @@ class Engine:
             HOME=machine.native(machine.home),
             TMPDIR=made.get("TEMP", "/tmp"),
             LABPWSH_AS="powershell",
+            # Else .NET keeps a socket open in TEMP, which a disk that is to be unmounted must not have.
+            DOTNET_EnableDiagnostics="0",
+            DOTNET_TieredPGO="0",
             LABPWSH_PRELUDE=os.path.join(self.state, "prelude.ps1"),
             LAB_PRELUDE=":".join(self.preludes),
             LAB_DIRECTORY=machine.shown(interpreter.native_directory()),
         )
+        # A library that lets .NET know `C:\\…` with backslashes and in any case, as the lab's guest has one.
+        if paths := interpreter.lab.get("LAB_PATHS"):
+            made["LD_PRELOAD"] = paths
         return made
 
     def _known(self, options, words, interpreter, streams):

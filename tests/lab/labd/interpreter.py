@@ -15,7 +15,7 @@ import time
 
 from . import cmdline
 from . import streams as io
-from .cmdline import Both, If, Pipe, Unsupported
+from .cmdline import Both, For, If, Pipe, Unsupported
 from .engine import NOT_HERE
 from .machine import NoPath
 
@@ -104,6 +104,10 @@ class Interpreter:
             return self._run(node.parts[-1], io.Streams(given, streams.stdout, streams.stderr))
         if isinstance(node, If):
             return self._if(node.rest, streams)
+        if isinstance(node, For):
+            for line in node.lines():
+                self.code = self._run(cmdline.Parser(line).parse(), streams)
+            return self.code
         self.code = self._simple(node, streams)
         return self.code
 
@@ -117,7 +121,10 @@ class Interpreter:
             rest = rest[found.end() :]
         word = r'("[^"]*"|\S+)'
         if found := re.match(rf"exist\s+{word}\s+", rest, re.IGNORECASE):
-            holds = os.path.exists(self.path(found[1]))
+            try:
+                holds = os.path.exists(self.path(found[1]))
+            except NoPath:  # on a drive that is not there
+                holds = False
         elif found := re.match(r"errorlevel\s+(\d+)\s+", rest, re.IGNORECASE):
             holds = self.code >= int(found[1])
         elif found := re.match(r"defined\s+(\S+)\s+", rest, re.IGNORECASE):
@@ -402,7 +409,8 @@ class Interpreter:
         return 0
 
     def whoami(self, words, streams):
-        self._say(streams.stdout, f"{self.machine.name}\\{self.machine.user}".lower())
+        domain = "nt authority" if self.machine.is_system else self.machine.name
+        self._say(streams.stdout, f"{domain}\\{self.machine.user}".lower())
         return 0
 
     def codepage(self, words, streams):

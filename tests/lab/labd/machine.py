@@ -43,8 +43,17 @@ class Machine:
                 os.symlink(target, path)
 
     @property
+    def is_system(self):
+        """Whether this is LocalSystem, as which tasks run."""
+        return self.user == "SYSTEM"
+
+    @property
     def home(self):
-        return f"C:\\Users\\{self.user}"
+        return "C:\\Windows\\System32\\config\\systemprofile" if self.is_system else f"C:\\Users\\{self.user}"
+
+    @property
+    def temp(self):
+        return "C:\\Windows\\Temp" if self.is_system else self.home + "\\AppData\\Local\\Temp"
 
     def environment(self):
         """As a cmd of this machine sees it."""
@@ -64,8 +73,8 @@ class Machine:
             "PUBLIC": "C:\\Users\\Public",
             "SystemDrive": "C:",
             "SystemRoot": "C:\\Windows",
-            "TEMP": self.home + "\\AppData\\Local\\Temp",
-            "TMP": self.home + "\\AppData\\Local\\Temp",
+            "TEMP": self.temp,
+            "TMP": self.temp,
             "USERDOMAIN": self.name,
             "USERNAME": self.user,
             "USERPROFILE": self.home,
