@@ -124,7 +124,9 @@ pub(super) async fn place(
 ) -> Result<(), BuildError> {
     let local: PathBuf = run.workspace.folder().join("placed");
     std::fs::write(&local, bytes).map_err(BuildError::io("write", &local))?;
-    let upload = guest.guest.upload(&local, to.as_str(), sha256(bytes), |_| {}, &run.control);
+    // With slashes, as the service writes such paths: every part of a guest takes them.
+    let target = to.as_str().replace('\\', "/");
+    let upload = guest.guest.upload(&local, &target, sha256(bytes), |_| {}, &run.control);
     let placed = guest.vm.guard(&run.control, upload).await;
     std::fs::remove_file(&local).map_err(BuildError::io("remove", &local))?;
     placed?.map_err(|source| BuildError::Customizer {
