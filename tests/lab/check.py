@@ -605,7 +605,9 @@ def the_labs_cmd():
         does("echo x>c:\\none\\x", b"", b"The system cannot find the path specified.\r\n", 1)
         does("del c:\\e.bin & type c:\\e.bin", b"", b"The system cannot find the file specified.\r\n", 1)
         does("systeminfo", b"", b"lab: not implemented: systeminfo\r\n", 250)
-        does("for %i in (1) do echo x", b"", None, 250)
+        does("for %i in (1 b) do if exist c:\\a\\%i echo %i", b"b\r\n")
+        does("if exist q:\\x echo yes", b"")
+        does("for /f %i in (x) do echo x", b"", None, 250)
         does("type ..\\..\\..\\..\\..\\..\\etc\\hostname", b"", None, 1)
         does("type d:\\x", b"", None, 1)
 
