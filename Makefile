@@ -15,9 +15,10 @@ test: ## Set up this machine and run every test, real guests included
 check: ## Format, lints and the tests that need no guest (the inner loop)
 	@scripts/test check
 
-bench: ## Time a build against packer on the same base image, and a server under load
+bench: ## Time builds and uploads against packer, and a server under load
 	@scripts/bench
 	@scripts/bench-load
+	@scripts/bench-upload
 
 deb: ## Build the Debian package, with the service (target/deb)
 	@scripts/setup deb && scripts/deb
