@@ -15,9 +15,7 @@ use std::path::Path;
 use argon2::Argon2;
 use argon2::PasswordHasher as _;
 use argon2::password_hash::phc::PasswordHash;
-use base64::Engine as _;
-use base64::engine::general_purpose::URL_SAFE_NO_PAD;
-use kiln_host::publish;
+use kiln_host::{digest, publish};
 use serde::Deserialize;
 use zeroize::Zeroizing;
 
@@ -46,8 +44,10 @@ pub(super) fn random() -> Result<Zeroizing<[u8; 32]>, AccessError> {
     Ok(bytes)
 }
 
+/// Hexadecimal: no shell, no argument parser and no header reads anything into it. (The `-` of base64url at its
+/// beginning is an option to `az login`.)
 fn random_text() -> Result<Zeroizing<String>, AccessError> {
-    Ok(URL_SAFE_NO_PAD.encode(&random()?[..]).into())
+    Ok(digest::hex(&random()?[..]).into())
 }
 
 fn read(path: &Path) -> Result<Option<Zeroizing<Vec<u8>>>, AccessError> {

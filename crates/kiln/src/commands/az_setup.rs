@@ -1,7 +1,8 @@
 //! `kiln az-setup`: what connects Azure's clients to the server of this host.
 //!
-//! No secret is printed. `az` reads it from its file (`@FILE`), a shell from the file when it
-//! evaluates the lines; the file has no line feed at its end, for either would send it along.
+//! No secret is printed. `az` reads it from its file (`=@FILE`: after a space, a secret that begins
+//! with a hyphen would be an option), a shell from the file when it evaluates the lines; the file has
+//! no line feed at its end, for either would send it along.
 
 use std::path::{Path, PathBuf};
 
@@ -103,7 +104,7 @@ fn as_operator(setup: &ClientSetup) -> Step {
         lines: vec![
             "az config set core.instance_discovery=false --only-show-errors".to_owned(),
             format!(
-                "az login --service-principal --username {} --password {} --tenant {} --output none",
+                "az login --service-principal --username {} --password={} --tenant {} --output none",
                 shell_word(&setup.client_id),
                 shell_word(&format!("@{}", setup.secret_file.display())),
                 shell_word(&setup.tenant)
@@ -225,7 +226,7 @@ mod tests {
             az cloud update --name Kiln --endpoint-resource-manager https://localhost:8441 2>/dev/null || az cloud register --name Kiln --endpoint-resource-manager https://localhost:8441
             az cloud set --name Kiln
             az config set core.instance_discovery=false --only-show-errors
-            az login --service-principal --username operator --password '@/srv/my kiln/server/operator.secret' --tenant 11111111-1111-1111-1111-111111111111 --output none
+            az login --service-principal --username operator --password='@/srv/my kiln/server/operator.secret' --tenant 11111111-1111-1111-1111-111111111111 --output none
             az account set --subscription 22222222-2222-2222-2222-222222222222
             az config set defaults.group='it'\''s' --only-show-errors
         "#]].assert_eq(&script(&az_steps(&setup(), as_operator(&setup()))));
