@@ -13,6 +13,7 @@ mod bootstrap;
 mod facts;
 mod lab;
 mod language;
+mod place;
 mod script;
 mod sysprep;
 mod task;

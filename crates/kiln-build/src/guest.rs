@@ -1,6 +1,6 @@
 //! A guest that we are logged in to, with the machine it runs in. The machine dies with it.
 
-use kiln_guest::os::windows::facts::WindowsFacts;
+use kiln_guest::os::windows::facts::{BootId, WindowsFacts};
 use kiln_guest::winrm::WinrmGuest;
 use kiln_guest::{Guest, GuestFacts};
 use kiln_library::ImageLease;
@@ -29,6 +29,8 @@ pub struct WindowsGuest {
     pub vm: Vm,
     pub guest: WinrmGuest,
     pub facts: WindowsFacts,
+    /// The boot that was last seen, where one was asked for.
+    pub boot: Option<BootId>,
     /// Made for this run; it goes before the image is.
     pub account: BuildAccount,
     pub(crate) lease: ImageLease,

@@ -40,7 +40,7 @@ pub(super) async fn start(run: &Run) -> Result<WindowsGuest, BuildError> {
             return Err(error);
         }
     };
-    let mut guest = WindowsGuest { vm, guest, facts: WindowsFacts::default(), account, lease };
+    let mut guest = WindowsGuest { vm, guest, facts: WindowsFacts::default(), boot: None, account, lease };
 
     let step = run.journal.step("facts", "look at the guest");
     let said = answer(run, &guest, "read the guest's facts", &facts::facts()).await?;

@@ -84,3 +84,4 @@ end {
     if ($null -ne $partial) { try { [IO.File]::Delete($partial) } catch { } }
     'kiln-upload ' + $result
 }
+

@@ -3,6 +3,7 @@
 //! The script and its environment are files in the guest while it runs, named as the service names them, and gone
 //! afterwards. A script whose machine restarts under it has failed: that is WindowsRestart's to do.
 
+use kiln_guest::os::windows::place;
 use kiln_guest::os::windows::script::{self, GuestPath};
 use kiln_guest::os::windows::task::RunAs;
 use kiln_guest::winrm::{CommandLine, WinrmError};
@@ -58,23 +59,25 @@ pub(super) async fn run(
             script::call_arguments(&script_path, Some(&environment_path)),
         ),
     };
-    let files = [&environment_path, &script_path];
-    let placed = async {
-        place(run, guest, &title, &environment_path, &script::file_bytes(&variables)).await?;
-        place(run, guest, &title, &script_path, &bytes).await
-    };
-    let ended = match placed.await {
-        Err(error) => Err(error),
-        Ok(()) => match rights {
-            Rights::Login => over_the_connection(run, guest, &title, &arguments).await,
-            Rights::Elevated => {
-                let user = guest.account.user.clone();
-                task::run(run, guest, &title, RunAs::User(&user), &arguments, &mut task::Log).await
-            }
-            Rights::System => task::run(run, guest, &title, RunAs::System, &arguments, &mut task::Log).await,
+    let files = [
+        PlacedFile { path: environment_path, bytes: script::file_bytes(&variables) },
+        PlacedFile { path: script_path, bytes },
+    ];
+    let ended = match rights {
+        Rights::Login => match place(run, guest, &title, None, &files).await {
+            Ok(()) => over_the_connection(run, guest, &title, &arguments).await,
+            Err(error) => Err(error),
         },
+        Rights::Elevated => {
+            let user = guest.account.user.clone();
+            let run_as = RunAs::User(&user);
+            task::run(run, guest, &title, run_as, &arguments, &files, &mut task::Log).await
+        }
+        Rights::System => {
+            task::run(run, guest, &title, RunAs::System, &arguments, &files, &mut task::Log).await
+        }
     };
-    remove(run, guest, &files).await;
+    remove(run, guest, &files.each_ref().map(|file| &file.path)).await;
     let code = ended?;
     if !valid_exit_codes.contains(&code) {
         return Err(exit_refused(&title, code, valid_exit_codes));
@@ -114,8 +117,44 @@ pub(super) fn path(text: String) -> Result<GuestPath, BuildError> {
     GuestPath::new(text.clone()).ok_or_else(|| BuildError::GuestPath { path: text })
 }
 
-/// Puts a text of this run into the guest.
+/// A file of a step's own, in the guest while the step runs.
+#[derive(Debug, Clone)]
+pub(super) struct PlacedFile {
+    pub path: GuestPath,
+    pub bytes: Vec<u8>,
+}
+
+/// Puts a step's files into the guest, the small ones all with one command. `folder` is made first.
 pub(super) async fn place(
+    run: &Run,
+    guest: &WindowsGuest,
+    title: &str,
+    folder: Option<&GuestPath>,
+    files: &[PlacedFile],
+) -> Result<(), BuildError> {
+    let (small, large): (Vec<_>, Vec<_>) =
+        files.iter().partition(|file| file.bytes.len() <= place::SMALL_FILE);
+    let failed = |detail: String, source: Option<WinrmError>| BuildError::Customizer {
+        title: title.to_owned(),
+        detail,
+        source: source.map(Into::into),
+    };
+    let these: Vec<(&GuestPath, &[u8])> = small.iter().map(|file| (&file.path, &file.bytes[..])).collect();
+    let text = place::place(folder, &these);
+    let asked = guest.guest.ask_powershell("placing files", &text, &run.control);
+    let said = guest.vm.guard(&run.control, asked).await?;
+    let said = said.map_err(|source| failed("Error uploading the step's files".to_owned(), Some(source)))?;
+    place::placed(&said.text(), these.len()).map_err(|why| match why {
+        Some((path, error)) => failed(format!("Error uploading {path}: {error}"), None),
+        None => failed(format!("Error uploading the step's files: {}", said.excerpt()), None),
+    })?;
+    for PlacedFile { path, bytes } in large {
+        upload(run, guest, title, path, bytes).await?;
+    }
+    Ok(())
+}
+
+async fn upload(
     run: &Run,
     guest: &WindowsGuest,
     title: &str,

@@ -31,7 +31,7 @@ pub(crate) struct Wanted<'a> {
 
 pub(super) async fn run(
     run: &Run,
-    guest: &WindowsGuest,
+    guest: &mut WindowsGuest,
     title: &str,
     wanted: &Wanted<'_>,
 ) -> Result<String, BuildError> {
@@ -43,11 +43,13 @@ pub(super) async fn run(
 /// Restarts the guest and waits until it is back.
 pub(super) async fn restart(
     run: &Run,
-    guest: &WindowsGuest,
+    guest: &mut WindowsGuest,
     title: &str,
     wanted: &Wanted<'_>,
 ) -> Result<(), BuildError> {
+    // Asked for anew: a script may have restarted the guest since.
     let before = boot_id(run, guest).await?;
+    guest.boot = None;
     let control = run.control.within(wanted.timeout);
     let (mut course, (mut lines, mut step)) = Restart::new(before, wanted.check.is_some());
     loop {

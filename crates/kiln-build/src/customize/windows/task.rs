@@ -12,7 +12,7 @@ use kiln_guest::os::windows::{bootstrap, script, secret_line};
 use kiln_guest::winrm::{CommandLine, WinrmError};
 use kiln_host::wait::Control;
 
-use super::powershell::{path, place};
+use super::powershell::{PlacedFile, path, place};
 use super::{OutputLog, restart};
 use crate::context::Run;
 use crate::error::BuildError;
@@ -53,16 +53,18 @@ pub(super) enum TaskOutcome {
     },
 }
 
-/// Runs PowerShell with `arguments` as a task to its end, and answers its exit code.
+/// Runs PowerShell with `arguments` as a task to its end, and answers its exit code. `files` are what it needs; they
+/// are placed with the task's own, and stay.
 pub(super) async fn run(
     run: &Run,
     guest: &mut WindowsGuest,
     title: &str,
     run_as: RunAs<'_>,
     arguments: &str,
+    files: &[PlacedFile],
     output: &mut impl Output,
 ) -> Result<i32, BuildError> {
-    match run_to_any_end(run, guest, title, run_as, arguments, output).await? {
+    match run_to_any_end(run, guest, title, run_as, arguments, files, output).await? {
         TaskOutcome::Exited { code } => Ok(code),
         TaskOutcome::Died { why, restarted } => Err(BuildError::Customizer {
             title: title.to_owned(),
@@ -85,6 +87,7 @@ pub(super) async fn run_to_any_end(
     title: &str,
     run_as: RunAs<'_>,
     arguments: &str,
+    files: &[PlacedFile],
     output: &mut impl Output,
 ) -> Result<TaskOutcome, BuildError> {
     let name = format!("kiln-step-{}", uuid::Uuid::new_v4().simple());
@@ -93,27 +96,23 @@ pub(super) async fn run_to_any_end(
         None => path(format!("C:\\Windows\\Temp\\{name}"))?,
     };
     let task = Task::new(name, folder.clone());
-    let failed = |detail: String, source: Option<WinrmError>| BuildError::Customizer {
-        title: title.to_owned(),
-        detail,
-        source: source.map(Into::into),
-    };
-
-    let make = CommandLine::cmd("making a task's folder", format!("mkdir \"{folder}\""));
-    let made = guest.vm.guard(&run.control, guest.guest.exec(&make, None, &run.control)).await?;
-    let made =
-        made.map_err(|source| failed(format!("the folder {folder} could not be made"), Some(source)))?;
-    if !made.success() {
-        return Err(failed(format!("the folder {folder} could not be made: {}", made.excerpt()), None));
-    }
     let runner = script::file_bytes(&task.runner(script::POWERSHELL, arguments));
-    place(run, guest, title, &path(task.runner_path())?, &runner).await?;
+    let mut all = vec![PlacedFile { path: path(task.runner_path())?, bytes: runner }];
+    all.extend_from_slice(files);
+    place(run, guest, title, Some(&folder), &all).await?;
 
-    let boot = restart::boot_id(run, guest).await?;
+    // Asked for once in each boot that we know of: the answer costs a start of PowerShell.
+    let boot = match guest.boot {
+        Some(boot) => boot,
+        None => *guest.boot.insert(restart::boot_id(run, guest).await?),
+    };
     let ended = match register(run, guest, &task, run_as).await {
         Ok(()) => follow(run, guest, title, &task, &boot, output).await,
         Err(error) => Err(error),
     };
+    if matches!(&ended, Ok(TaskOutcome::Died { .. }) | Err(_)) {
+        guest.boot = None;
+    }
     let control = Control::ending_in(REMOVE_LIMIT);
     let removed = guest
         .vm

@@ -13,7 +13,7 @@ use kiln_guest::os::windows::update::{
 use kiln_guest::os::windows::{restart::DEFAULT_COMMAND, script};
 use kiln_model::plan::{Customizer, UpdateFilter};
 
-use super::powershell::{path, place, remove};
+use super::powershell::{PlacedFile, path, remove};
 use super::task::{self, Output, TaskOutcome};
 use super::{OutputLog, restart};
 use crate::context::Run;
@@ -89,11 +89,11 @@ async fn round(
     text: &str,
 ) -> Result<(TaskOutcome, Vec<RoundAnswer>), BuildError> {
     let file = path(format!("c:/Windows/Temp/packer-windows-update-{}.ps1", uuid::Uuid::new_v4()))?;
-    place(run, guest, title, &file, &script::file_bytes(text)).await?;
+    let arguments = script::file_arguments(&file);
+    let files = [PlacedFile { path: file.clone(), bytes: script::file_bytes(text) }];
     let mut answers = Answers::new();
     let ended =
-        task::run_to_any_end(run, guest, title, RunAs::System, &script::file_arguments(&file), &mut answers)
-            .await;
+        task::run_to_any_end(run, guest, title, RunAs::System, &arguments, &files, &mut answers).await;
     remove(run, guest, &[&file]).await;
     Ok((ended?, answers.found))
 }

@@ -9,6 +9,7 @@
 //! | module | texts | what for |
 //! |--|--|--|
 //! | [`script`] | inline, loader | the PowerShell customizer as the service has it; how our own texts are run |
+//! | [`place`] | place | a step's own small files, all at once |
 //! | [`task`] | task_register, _runner, _follow, _remove | elevated, and as SYSTEM: no line and no exit code lost |
 //! | [`facts`] | boot_id, flush, facts, extend | questions and small acts |
 //! | [`restart`] | – | WindowsRestart: proven by the boot id |
@@ -28,6 +29,7 @@
 
 pub mod bootstrap;
 pub mod facts;
+pub mod place;
 pub mod restart;
 pub mod script;
 pub mod sysprep;
@@ -79,6 +81,7 @@ mod tests {
             facts::flush(),
             facts::facts(),
             facts::extend(),
+            place::place(Some(&folder()), &[(&folder(), b"x")]),
             update::round_script(&update::UpdateChoice::default(), &[], &update::RoundLimits::default()),
             sysprep::lookup(),
             sysprep::default_script(&limits),
