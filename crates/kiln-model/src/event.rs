@@ -164,12 +164,19 @@ pub struct RunOutput {
     pub template_sha256: Sha256,
     /// Hyper-V generation, `V1` or `V2`.
     pub generation: crate::catalog::Generation,
+    /// Records of before Windows guests have none.
+    #[serde(default = "linux")]
+    pub os: crate::catalog::Os,
     pub tags: std::collections::BTreeMap<String, String>,
     /// RFC 3339, UTC.
     pub created_at: String,
     pub kiln_version: String,
     /// What is known about it: `booted in QEMU; not tried on Azure`.
     pub status: String,
+}
+
+const fn linux() -> crate::catalog::Os {
+    crate::catalog::Os::Linux
 }
 
 /// The base image an artifact was made from.

@@ -80,6 +80,7 @@ pub(super) async fn publish(
         template_name: run.plan.template_name.clone(),
         template_sha256: run.plan.template_sha256,
         generation: run.plan.source.generation,
+        os: run.plan.source.os,
         tags: tags.clone(),
         created_at: now(),
         kiln_version: run.settings.kiln_version.clone(),

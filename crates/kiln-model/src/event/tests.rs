@@ -4,7 +4,7 @@ use expect_test::expect_file;
 use proptest::prelude::*;
 
 use super::*;
-use crate::catalog::Generation;
+use crate::catalog::{Generation, Os};
 use crate::view::{IllegalEvent, RunView};
 
 fn step(id: &str) -> StepRef {
@@ -30,6 +30,7 @@ fn output(name: &str) -> RunOutput {
         template_name: "hello".to_owned(),
         template_sha256: Sha256::from_bytes([0x11; 32]),
         generation: Generation::V2,
+        os: Os::Linux,
         tags: BTreeMap::from([("owner".to_owned(), "images".to_owned())]),
         created_at: "2025-01-01T12:01:00Z".to_owned(),
         kiln_version: "0.1.0".to_owned(),

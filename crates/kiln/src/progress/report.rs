@@ -5,7 +5,7 @@ use std::path::Path;
 
 use kiln_build::run_dir::RunDir;
 use kiln_model::PhaseView;
-use kiln_model::catalog::Generation;
+use kiln_model::catalog::{Generation, Os};
 use kiln_model::event::{Failure, RunOutput};
 use kiln_model::run::RunState;
 
@@ -206,13 +206,26 @@ fn boot_hint(output: &RunOutput, output_dir: &Path) -> String {
     let path = output_dir.join(&output.file).display().to_string().replace(',', ",,");
     let firmware = match output.generation {
         Generation::V1 => "",
-        Generation::V2 => "-machine q35 -bios /usr/share/ovmf/OVMF.fd ",
+        Generation::V2 => "-bios /usr/share/ovmf/OVMF.fd ",
     };
-    let drive = text::shell_word(&format!("file={path},format=vpc,if=virtio"));
-    format!(
-        "see it boot, leaving the file as it is (it has no account until cloud-init makes one): \
-         qemu-system-x86_64 -m 1024 -nographic -snapshot {firmware}-drive {drive}"
-    )
+    match output.os {
+        Os::Linux => {
+            let machine = if firmware.is_empty() { "" } else { "-machine q35 " };
+            let drive = text::shell_word(&format!("file={path},format=vpc,if=virtio"));
+            format!(
+                "see it boot, leaving the file as it is (it has no account until cloud-init makes one): \
+                 qemu-system-x86_64 -m 1024 -nographic -snapshot {machine}{firmware}-drive {drive}"
+            )
+        }
+        // The disk of a q35 is AHCI's, for which every Windows has a driver.
+        Os::Windows => {
+            let drive = text::shell_word(&format!("file={path},format=vpc"));
+            format!(
+                "see its first start, leaving the file as it is: \
+                 qemu-system-x86_64 -machine q35 -cpu max -smp 2 -m 4096 -snapshot {firmware}-drive {drive}"
+            )
+        }
+    }
 }
 
 fn number(generation: Generation) -> u8 {
@@ -278,6 +291,15 @@ pub mod tests {
               console    /runs/RUN/serial.log
             hint: see it boot, leaving the file as it is (it has no account until cloud-init makes one): qemu-system-x86_64 -m 1024 -nographic -snapshot -drive 'file=/srv/my images/hello-vhd.vhd,format=vpc,if=virtio'
         "#]].assert_eq(&report(GOOD_RUN));
+    }
+
+    #[test]
+    fn a_windows_is_started_on_a_disk_it_has_a_driver_for() {
+        let run = outcome(GOOD_RUN).run;
+        let mut output = run.outputs[0].clone();
+        (output.os, output.generation) = (Os::Windows, Generation::V2);
+        expect!["see its first start, leaving the file as it is: qemu-system-x86_64 -machine q35 -cpu max -smp 2 -m 4096 -snapshot -bios /usr/share/ovmf/OVMF.fd -drive file=/out/hello-vhd.vhd,format=vpc"]
+            .assert_eq(&boot_hint(&output, Path::new("/out")));
     }
 
     #[test]

@@ -93,6 +93,7 @@ impl Server {
             template_name: run.template.name.clone(),
             template_sha256: digest,
             generation: kiln_model::catalog::Generation::V1,
+            os: kiln_model::catalog::Os::Linux,
             tags: std::collections::BTreeMap::new(),
             created_at: "2026-01-02T03:04:05Z".to_owned(),
             kiln_version: "0".to_owned(),
