@@ -54,7 +54,7 @@ pub fn worker(kiln: &Kiln) -> census::Process {
 }
 
 /// The artifact of the template's run output `out`, downloaded.
-fn download(daemon: &Daemon<'_>, template: &str) -> PathBuf {
+pub fn download(daemon: &Daemon<'_>, template: &str) -> PathBuf {
     let id = daemon.template_id(template);
     let output = daemon.get(&format!("{id}/runOutputs/out?api-version=2023-07-01")).json();
     let uri = output["properties"]["artifactUri"].as_str().unwrap_or_else(|| panic!("{output:#}")).to_owned();

@@ -16,6 +16,8 @@ const LINUX_ROOT: [u8; 16] =
 const LINUX_DATA: [u8; 16] =
     [0xaf, 0x3d, 0xc6, 0x0f, 0x83, 0x84, 0x72, 0x47, 0x8e, 0x79, 0x3d, 0x69, 0xd8, 0x47, 0x7d, 0xe4];
 const SECTOR: u64 = 512;
+/// One question to a disk that lies in a file.
+pub(crate) const LIMIT: Duration = Duration::from_secs(300);
 
 /// A disk whose bytes lie plainly in a file: raw, or a fixed VHD (its footer follows them).
 #[derive(Debug)]
@@ -68,7 +70,7 @@ impl Disk {
         debugfs
             .env("PATH", format!("{}:/usr/sbin:/sbin", crate::settings::search_path()))
             .env("DEBUGFS_PAGER", "cat");
-        finish(&mut debugfs, Duration::from_secs(300))
+        finish(&mut debugfs, LIMIT)
     }
 
     /// The content of a file; `None` where there is none.

@@ -4,6 +4,7 @@
 //!  Kiln (a home of its own, the shared images) ── build(template) ──► Running ── wait ──► Ended
 //!                                                                       │ events, pids, kill, interrupt
 //!  Disk     looks into a finished image without booting it (debugfs, partition tables)
+//!  Ntfs     looks into the c:\ of the lab's guest (ntfs-3g, hivex)
 //!  Reboot   boots it again, with other keys than the build's, and asks it things
 //!  Footer   reads a VHD's footer by the published specification
 //!  Server   serves scripts and files, well or badly
@@ -29,6 +30,7 @@ pub mod footer;
 pub mod keys;
 pub mod kiln;
 pub mod lab;
+pub mod ntfs;
 pub mod program;
 pub mod reboot;
 pub mod server;

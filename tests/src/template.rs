@@ -21,6 +21,16 @@ pub fn tiny() -> Template {
     Template::new("Kiln", "tests", "tiny").vm_size("Standard_A0")
 }
 
+/// The lab's machine, first generation: a Linux that plays a generalized Windows.
+pub fn lab() -> Template {
+    Template::new("Kiln", "lab", "winrm-gen1").timeout_minutes(60)
+}
+
+/// The same machine with UEFI, Secure Boot and a TPM.
+pub fn lab_gen2() -> Template {
+    Template::new("Kiln", "lab", "winrm-gen2").timeout_minutes(60)
+}
+
 impl Template {
     pub fn new(publisher: &str, offer: &str, sku: &str) -> Self {
         Self(json!({

@@ -10,4 +10,5 @@
 #![allow(clippy::unwrap_used, clippy::expect_used, reason = "a test fails by a panic")]
 
 mod debian;
+mod lab;
 mod tiny;

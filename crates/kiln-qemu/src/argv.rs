@@ -187,6 +187,11 @@ fn disks(argv: &mut Argv, machine: &Machine) {
     }
 }
 
+/// The device id of a medium that is a USB stick.
+pub(crate) fn stick(number: usize) -> String {
+    format!("usb-medium{number}")
+}
+
 fn media(argv: &mut Argv, machine: &Machine) {
     for (index, medium) in machine.media.iter().enumerate() {
         let node = format!("medium{index}");
@@ -201,7 +206,7 @@ fn media(argv: &mut Argv, machine: &Machine) {
             Hardware::Windows { .. } => argv
                 .option("-device")
                 .bare("usb-storage")
-                .set("id", format!("usb-{node}"))
+                .set("id", stick(index))
                 .set("bus", "usb.0")
                 .set("removable", "on"),
             Hardware::Paravirtual => {

@@ -99,6 +99,9 @@ async fn connect(run: &Run, vm: &Vm, account: &BuildAccount) -> Result<WinrmGues
     let connecting = WinrmGuest::connect(login, |_attempt| {}, &control);
     let guest =
         vm.guard(&run.control, connecting).await?.map_err(|error| BuildError::Connect(error.into()))?;
+    // Nobody needs it any more: customizers do not see the passwords on it, and Sysprep, whose search for answer files
+    // takes in removable drives, does not find it.
+    vm.pull_medium(0, &run.control).await?;
     run.log.say("WinRM connected.");
     step.succeed("");
     Ok(guest)

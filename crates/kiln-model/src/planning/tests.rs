@@ -201,12 +201,20 @@ fn the_image_itself_is_asked_too() {
     let refused = template("2022-07-01", r#", "customize": [{"type": "Shell", "inline": ["x"]}]"#)
         .plan(&windows, HOST)
         .unwrap_err();
-    assert_eq!(codes(&refused), [Code::NotBuiltYet, Code::CustomizerNotSupported]);
+    assert_eq!(codes(&refused), [Code::CustomizerNotSupported]);
     let restart = r#", "customize": [{"type": "WindowsRestart", "restartTimeout": "90s"},
         {"type": "WindowsUpdate", "filters": ["exclude:$_.Title -like '*Preview*'"], "updateLimit": 20}]"#;
     let refused =
         template_on("Own", "2022-07-01", restart).plan(&image(Generation::V1, GIB), HOST).unwrap_err();
     assert_eq!(codes(&refused), [Code::CustomizerNotSupported, Code::CustomizerNotSupported]);
-    let refused = template_on("Own", "2022-07-01", restart).plan(&windows, HOST).unwrap_err();
-    assert_eq!(codes(&refused), [Code::NotBuiltYet]);
+    let plan = template_on("Own", "2022-07-01", restart).plan(&windows, HOST).unwrap();
+    assert_eq!(plan.deprovision, None, "Sysprep does it");
+    assert!(plan.warnings.iter().any(|warning| warning.contains("none is verified on a Windows")));
+    let [restart, update] = &plan.customizers[..] else { panic!("{:?}", plan.customizers) };
+    let CustomizerAction::WindowsRestart { timeout_ms, check_command, .. } = &restart.action else {
+        panic!()
+    };
+    assert_eq!((*timeout_ms, check_command.as_str()), (90_000, ""));
+    let CustomizerAction::WindowsUpdate { filters, limit, .. } = &update.action else { panic!() };
+    assert_eq!((filters.len(), filters[0].include, *limit), (1, false, 20));
 }

@@ -37,7 +37,7 @@ use tokio::sync::{broadcast, watch};
 pub use error::VmError;
 use follow::{Follower, Seen};
 
-use crate::argv::{arguments, qmp_socket, tpm_socket};
+use crate::argv::{arguments, qmp_socket, stick, tpm_socket};
 use crate::disk::{Overlay, StoppedMachine};
 use crate::host::Qemu;
 use crate::machine::{Hardware, Machine};
@@ -163,6 +163,14 @@ impl Vm {
     pub async fn screenshot(&self, path: &Path, control: &Control) -> Result<(), VmError> {
         let asked = json!({ "filename": path, "format": "png" });
         self.answered(control, self.qmp.execute("screendump", asked)).await?;
+        Ok(())
+    }
+
+    /// Pulls a machine's medium `number` (from 0), which is a USB stick where the hardware is a Windows'. For the guest
+    /// it is gone at once, and in each later start.
+    pub async fn pull_medium(&self, number: usize, control: &Control) -> Result<(), VmError> {
+        let asked = json!({ "id": stick(number) });
+        self.answered(control, self.qmp.execute("device_del", asked)).await?;
         Ok(())
     }
 

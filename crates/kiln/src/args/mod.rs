@@ -199,7 +199,8 @@ pub struct ImagesShowArgs {
     after_help = "Examples:\n  kiln images import ./golden.qcow2 --name golden --platform Contoso:linux:golden\n  \
                   kiln images import ./golden.vhd --name golden --version 1.2.0 --generation 2 \\\n    \
                   --platform Contoso:linux:golden-gen2\n\n\
-                  The image must run cloud-init at boot: a build logs in through it."
+                  A Linux image must run cloud-init at boot: a build logs in through it. A Windows image must be\n\
+                  generalized: a build gives it an answer file."
 )]
 pub struct ImagesImportArgs {
     /// Disk image: raw, qcow2, VHD, VHDX or VMDK; its format is read from its bytes

@@ -1,0 +1,213 @@
+//! The whole Windows path of a build, against the lab's machine: a Linux that plays a generalized Windows. It proves
+//! nothing about Windows; what it plays, and what it does not, is in `lab/guest/README.md`.
+//!
+//! ```text
+//!  look     PowerShell   inline, over the connection          an error that ends nothing
+//!  fetched  PowerShell   scriptUri with a checksum            exit code 3, which is allowed
+//!  raised   PowerShell   runElevated, by the scheduler        no line is lost
+//!  system   PowerShell   runAsSystem
+//!  placed   File         to c:\ with a checksum
+//!  restart  WindowsRestart, with a check
+//!  updates  WindowsUpdate: rounds, a restart between them
+//! ```
+//! Cases that need no machine are in the engine's tests (`tests/powershell/`) and in the lab's without one
+//! (`kiln-guest/tests/suite/winrm_lab.rs`): here each start of PowerShell takes 13 s and more.
+
+use std::path::Path;
+use std::time::Duration;
+
+use kiln_tests::daemon::Daemon;
+use kiln_tests::daemon_run::{assert_clean, download};
+use kiln_tests::kiln::Kiln;
+use kiln_tests::ntfs::Ntfs;
+use kiln_tests::program::sha256sum;
+use kiln_tests::template::{Template, lab, lab_gen2};
+use kiln_tests::{footer, settings, skip, slots};
+use serde_json::{Value, json};
+
+/// A start of PowerShell takes the emulated guest from 13 s to a minute, by what else this machine does.
+const RUN_LIMIT: Duration = Duration::from_secs(40 * 60);
+
+/// The lab plays from a table of known scripts where it has no engine, and knows none of these.
+macro_rules! engine_or_skip {
+    () => {
+        if settings::pwsh().is_none() {
+            skip!("KILN_PWSH names no folder with a PowerShell engine (pwsh)");
+        }
+    };
+}
+
+fn powershell(name: &str, lines: &[&str]) -> Value {
+    json!({ "type": "PowerShell", "name": name, "inline": lines })
+}
+
+fn file_address(path: &Path) -> String {
+    format!("file://{}", path.display())
+}
+
+/// The disk is sealed, and shows nothing of the build: hives, tasks, accounts, certificates, listeners, files.
+fn assert_sealed(vhd: &Path, folder: &Path) -> Ntfs {
+    let disk = Ntfs::of_disk(vhd, folder);
+    let state = disk.registry("SOFTWARE", r"Microsoft\Windows\CurrentVersion\Setup\State", "ImageState");
+    assert_eq!(state.as_deref(), Some("IMAGE_STATE_GENERALIZE_RESEAL_TO_OOBE"));
+    let kept: Value = serde_json::from_str(&disk.text("Windows/System32/config/lab.json")).unwrap();
+    for of_the_build in ["accounts", "certificates", "listeners", "tasks"] {
+        assert!(kept[of_the_build].as_object().is_none_or(serde_json::Map::is_empty), "{kept:#}");
+        assert!(kept[of_the_build].as_array().is_none_or(Vec::is_empty), "{kept:#}");
+    }
+    assert_eq!(kept["services"]["WinRM"], json!({ "StartType": "Manual", "Status": "Stopped" }), "{kept:#}");
+    for (folder, names) in
+        [("Windows/Temp", &[][..]), ("Windows/System32/Tasks", &[]), ("Users", &["Public"])]
+    {
+        assert_eq!(disk.names(folder), names, "in {folder}");
+    }
+    disk
+}
+
+#[test]
+fn every_customizer_and_sysprep() {
+    engine_or_skip!();
+    let kiln = Kiln::new();
+    let script = kiln.path().join("three.ps1");
+    std::fs::write(&script, "Write-Output \"fetched, $env:PACKER_BUILD_NAME\"\r\nexit 3\r\n").unwrap();
+    let placed = kiln.path().join("placed.txt");
+    std::fs::write(&placed, "placed by a build\n").unwrap();
+    let template = lab()
+        .customizer(powershell("look", &["Write-Output 'inline ran'", "Write-Error 'does not end it'"]))
+        .customizer(json!({
+            "type": "PowerShell", "name": "fetched", "validExitCodes": [0, 3],
+            "scriptUri": file_address(&script), "sha256Checksum": sha256sum(&script),
+        }))
+        .customizer(json!({
+            "type": "PowerShell", "name": "raised", "runElevated": true, "inline": [
+                "1..200 | ForEach-Object { Write-Output \"raised line $_\" }",
+                "[Console]::Error.WriteLine('raised error')",
+            ],
+        }))
+        .customizer(json!({
+            "type": "PowerShell", "name": "system", "runElevated": true, "runAsSystem": true,
+            "inline": ["Write-Output 'as system'"],
+        }))
+        .customizer(json!({
+            "type": "File", "name": "placed", "sourceUri": file_address(&placed),
+            "destination": "c:/placed.txt", "sha256Checksum": sha256sum(&placed),
+        }))
+        .customizer(json!({
+            "type": "WindowsRestart", "name": "restart",
+            "restartCheckCommand": "echo Azure-Image-Builder-Restarted-the-VM > c:\\restarted.txt",
+        }))
+        .customizer(json!({ "type": "WindowsUpdate", "name": "updates", "searchCriteria": "IsInstalled=0" }));
+    let ended = kiln.start(&template).wait_within(RUN_LIMIT).succeeded();
+    let log = ended.log();
+    for line in [
+        "WinRM connected.",
+        "inline ran",
+        "does not end it",
+        "fetched, azure-arm",
+        "raised error",
+        "as system",
+        "Restarting Machine",
+        "Machine successfully restarted, moving on",
+        "Running Windows update, round 1...",
+        "Running Windows update, round 2...",
+        "install succeeded (0x00000000), wants a restart",
+        "install failed (0x80070643)",
+        "Lab update found after a restart",
+        ">>> Sysprep complete ...",
+        "(telemetry) Starting provisioner windows-restart",
+        "(telemetry) Starting provisioner windows-update",
+    ] {
+        assert!(log.contains(line), "{line:?} is not in the log:\n{log}");
+    }
+    let lines = (1..=200).filter(|n| log.contains(&format!("raised line {n}\n"))).count();
+    assert_eq!(lines, 200, "no line is lost");
+    assert_eq!(
+        ended.result["outputs"][0]["output"]["status"],
+        "built by steps that are lab-tested (no Windows); not tried on Azure"
+    );
+    footer::assert_fit_for_azure(&ended.vhd());
+    let disk = assert_sealed(&ended.vhd(), kiln.path());
+    assert_eq!(disk.text("placed.txt"), "placed by a build\n");
+    assert_eq!(disk.text("restarted.txt").trim(), "Azure-Image-Builder-Restarted-the-VM");
+    let kept: Value = serde_json::from_str(&disk.text("Windows/System32/config/lab.json")).unwrap();
+    assert_eq!(kept["updates"]["installed"].as_array().map(Vec::len), Some(3), "{kept:#}");
+}
+
+/// Secure Boot and a TPM, a larger disk, and a deprovisioning script of one's own; by way of the server's API.
+#[test]
+fn the_second_generation_through_a_server() {
+    engine_or_skip!();
+    let kiln = Kiln::new();
+    let _slot = slots::take();
+    let daemon = Daemon::start(&kiln);
+    let template = lab_gen2().disk_gb(3).customizer(powershell(
+        "own",
+        &[
+            "Set-Content -Path 'c:/DeprovisioningScript.ps1' -Value @'",
+            "Write-Output 'an own script seals it'",
+            "& \"$env:SystemRoot\\System32\\Sysprep\\Sysprep.exe\" /oobe /generalize /quiet /quit",
+            "'@",
+        ],
+    ));
+    daemon.put_template("t", &template);
+    let ended = daemon.until_operation_ended(&daemon.start_run("t"), RUN_LIMIT);
+    assert_eq!(ended["status"], "Succeeded", "{ended:#}");
+    let run = kiln.runs().pop().unwrap();
+    let log = std::fs::read_to_string(run.join("customization.log")).unwrap();
+    assert!(log.contains("an own script seals it"), "{log}");
+    assert!(log.contains("C: was extended from 512 MiB"), "{log}");
+    let vhd = download(&daemon, "t");
+    footer::assert_fit_for_azure(&vhd);
+    let disk = assert_sealed(&vhd, kiln.path());
+    assert!(disk.size() > 1 << 30, "{}", disk.size());
+    daemon.stop();
+    assert_clean(&kiln);
+}
+
+#[test]
+fn a_step_that_fails_is_named() {
+    engine_or_skip!();
+    let kiln = Kiln::new();
+    let template = lab()
+        .customizer(powershell("throws", &["Write-Output 'it ran'", "throw 'on purpose'"]))
+        .customizer(powershell("never", &["Write-Output 'never'"]));
+    let ended = kiln.start(&template).wait_within(RUN_LIMIT).failed();
+    assert_eq!(ended.failed_step(), "PowerShell \"throws\"", "{}", ended.story());
+    assert!(ended.cause().contains("non-zero exit status: 1"), "{}", ended.cause());
+    let log = ended.log();
+    assert!(log.contains("it ran") && log.contains("on purpose") && !log.contains("never"), "{log}");
+    kiln.assert_nothing_left();
+}
+
+/// Sysprep itself says that the image cannot be deployed: no image is made, and its own log says why.
+#[test]
+fn an_image_that_cannot_be_deployed_is_none() {
+    engine_or_skip!();
+    let kiln = Kiln::new();
+    let set = "Set-Content -Path 'c:/lab/sysprep.json' -Value '{\"result\": \"undeployable\"}'";
+    let template = lab().customizer(powershell("script the lab", &[set]));
+    let ended = kiln.start(&template).wait_within(RUN_LIMIT).failed();
+    assert!(ended.cause().contains("IMAGE_STATE_UNDEPLOYABLE"), "{}", ended.story());
+    assert!(ended.log().contains("a provider failed half-way"), "{}", ended.log());
+    kiln.assert_nothing_left();
+}
+
+/// The checksum is wrong: no machine starts.
+#[test]
+fn a_wrong_checksum_starts_nothing() {
+    let kiln = Kiln::new();
+    let script = kiln.path().join("a.ps1");
+    std::fs::write(&script, "exit 0\n").unwrap();
+    let wrong = "0".repeat(64);
+    for customizer in [
+        json!({ "type": "PowerShell", "scriptUri": file_address(&script), "sha256Checksum": wrong }),
+        json!({
+            "type": "File", "sourceUri": file_address(&script),
+            "destination": "c:\\a.ps1", "sha256Checksum": wrong,
+        }),
+    ] {
+        let template: Template = lab().customizer(customizer);
+        let ended = kiln.build_without_guest(&template).failed();
+        assert!(!ended.steps_done().iter().any(|step| step == "boot"), "{:?}", ended.steps_done());
+    }
+}
