@@ -6,6 +6,7 @@
 //! do not fail the step, as with the service. `runElevated` means root.
 
 use kiln_guest::DetachedStep;
+use kiln_guest::os::windows::script::inline;
 use kiln_library::StoredInput;
 use kiln_model::plan::{Customizer, Script};
 
@@ -38,7 +39,8 @@ pub(super) async fn run(
         ));
     };
     let text = match script {
-        Script::Inline(lines) => inline_script(lines).into_bytes(),
+        // The text that a Windows gets, too: nothing in it is Windows' own. The environment is the step's.
+        Script::Inline(lines) => inline(lines, None).into_bytes(),
         Script::Fetched(source) => fetched(customizer, source, input)?,
     };
     run.log.say(format!("Provisioning with powershell script: {}", origin(script)));
@@ -61,25 +63,4 @@ fn interpreter(pwsh: String, fetched: bool) -> Vec<String> {
     // No -ExecutionPolicy: policies are a thing of Windows.
     let options = ["-NoProfile", "-NonInteractive"];
     std::iter::once(pwsh).chain(options.iter().chain(how).map(|word| (*word).to_owned())).collect()
-}
-
-/// The entries of `inline` as one PowerShell script.
-fn inline_script(lines: &[String]) -> String {
-    format!(
-        "if (Test-Path variable:global:ProgressPreference) {{ $global:ProgressPreference = 'SilentlyContinue' }}\n\
-         try {{\n{}\n}} catch {{\n  Write-Error -ErrorRecord $_ -ErrorAction Continue\n  exit 1\n}}\n\
-         if ((Test-Path variable:global:LASTEXITCODE) -and $LASTEXITCODE -ne 0) {{ exit $LASTEXITCODE }}\n",
-        lines.join("\n")
-    )
-}
-
-#[cfg(test)]
-mod tests {
-    use super::*;
-
-    #[test]
-    fn inline_is_wrapped_once() {
-        let script = inline_script(&["Write-Output 1".into(), "throw 'x'".into()]);
-        assert!(script.contains("try {\nWrite-Output 1\nthrow 'x'\n} catch {"), "{script}");
-    }
 }

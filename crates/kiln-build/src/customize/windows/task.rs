@@ -20,7 +20,7 @@ use crate::guest::WindowsGuest;
 use crate::log::Stream;
 
 /// How long one look at a task lasts: long enough that looks are few, short enough that a guest that hangs is seen.
-const LOOK_SECONDS: u64 = 30;
+const LOOK_SECONDS: u64 = 120;
 /// A look that says nothing for this long beyond its own time has lost its guest.
 const LOOK_GRACE: Duration = Duration::from_secs(90);
 /// For taking a task away.
