@@ -12,6 +12,7 @@ use std::time::Duration;
 use kiln_host::wait::Control;
 use kiln_qemu::firmware::Ovmf;
 use kiln_qemu::host::{Accelerator, Features, Qemu, probe_accelerator};
+use kiln_qemu::tpm;
 
 use self::findings::{Findings, Verdict};
 use super::shelves::Shelves;
@@ -94,6 +95,26 @@ async fn qemu(around: &Surroundings<'_>, folders: &Folders, findings: &mut Findi
             findings.add("firmware", Verdict::Attention, text);
             findings.lacks("ovmf");
         }
+    }
+    windows(around, findings);
+}
+
+/// What a Windows of generation 2 starts with; everything else works without.
+fn windows(around: &Surroundings<'_>, findings: &mut Findings) {
+    let mut lacking = Vec::new();
+    if Ovmf::find_secure().is_err() {
+        lacking.push("UEFI firmware with Secure Boot (OVMF)");
+        findings.lacks("ovmf");
+    }
+    if tpm::find(&around.environment.search_path()).is_err() {
+        lacking.push("TPM (swtpm)");
+        findings.lacks("swtpm");
+    }
+    if lacking.is_empty() {
+        findings.add("windows", Verdict::Good, "Secure Boot (OVMF) and TPM 2 (swtpm), for generation 2");
+    } else {
+        let text = format!("no {}: Windows of generation 2 cannot be built", lacking.join(", no "));
+        findings.add("windows", Verdict::Attention, text);
     }
 }
 
