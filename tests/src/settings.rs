@@ -12,9 +12,9 @@ fn variable(name: &str) -> Option<PathBuf> {
     std::env::var_os(name).filter(|value| !value.is_empty()).map(PathBuf::from)
 }
 
-/// The command under test: `KILN_BIN`, else the release build.
+/// The command under test: `KILN_BIN`, else the debug build.
 pub fn kiln_bin() -> PathBuf {
-    let path = variable("KILN_BIN").unwrap_or_else(|| repository().join("target/release/kiln"));
+    let path = variable("KILN_BIN").unwrap_or_else(|| repository().join("target/debug/kiln"));
     assert!(path.is_file(), "{} is not there: run scripts/test, or set KILN_BIN", path.display());
     path
 }
