@@ -19,6 +19,7 @@ import threading
 from labd import certificate
 from labd.acceptors import ACCEPTORS, Users
 from labd.backend_linux import LinuxBackend
+from labd.backend_wine import WineBackend, WineMachine
 from labd.control import Control
 from labd.engine import Engine, read_answers
 from labd.interpreter import PROGRAMS
@@ -40,7 +41,8 @@ def arguments():
     add("--users", required=True, help="accounts, lines of domain:user:password (as NTLM_USER_FILE)")
     add("--root", required=True, help="the folder that is the lab's c:\\")
     add("--acceptor", choices=sorted(ACCEPTORS), default="pyspnego")
-    add("--backend", choices=["linux"], default="linux")
+    add("--backend", choices=["linux", "wine"], default="linux")
+    add("--wine", help="for the backend wine: the prefix that is copied around --root, which ends with /drive_c")
     add("--tls", nargs=2, metavar=("CERT", "KEY"), help="PEM files; without it plain HTTP")
     add("--make-cert", action="store_true", help="TLS with a certificate made now")
     add("--basic", action="store_true", help="take Basic too, over TLS only")
@@ -99,7 +101,10 @@ def start(given, state, over):
         options.tls = certificate.context(pem, key)
         options.certificate = certificate.Certificate(pem)
     user = next(iter(options.users.accounts), "administrator")
-    machine = options.machine = Machine(given.root, given.name, user)
+    wine = given.backend == "wine"
+    machine = options.machine = (WineMachine if wine else Machine)(given.root, given.name, user)
+    if wine:
+        machine.copy(given.wine)
     machine.prepare()
 
     rules = Rules()
@@ -109,18 +114,15 @@ def start(given, state, over):
     server = Server((host, int(port)), options, rules, Journal(given.log))
     power = Power(given.shutdown_hook, server.restart, over.set)
     control = given.control or os.path.join(state, "control")
-    folder = os.environ.get("KILN_PWSH", "")
-    engine = Engine(
-        folder, state, [os.path.abspath(path) for path in given.prelude], control, read_answers(given.answers)
-    )
-    engine.prepare(machine, PROGRAMS)
-    lab = {
-        "LAB_ROOT": machine.root, "LAB_NAME": machine.name, "LAB_USER": machine.user, "LAB_STATE": state,
-        "LAB_CONTROL": control, "LAB_ENGINE": folder, "LAB_PYTHON": sys.executable,
-        "LAB_PROGRAM": os.path.join(os.path.dirname(os.path.abspath(__file__)), "program.py"),
-    }  # fmt: skip
-    server.backend = LinuxBackend(machine, power, engine, lab)
+    if wine:
+        # The engine is a part of the prefix.
+        folder = "powershell.exe"
+        server.backend = WineBackend(machine, power)
+    else:
+        folder = os.environ.get("KILN_PWSH", "")
+        server.backend = linux(given, state, machine, power, control, folder)
     Control(control, server, power)
+    server.backend.up(server.boot)
     server.listen()
     threading.Thread(target=server.reap, daemon=True).start()
     ready = {
@@ -130,6 +132,19 @@ def start(given, state, over):
     if options.certificate:
         ready.update(sha1=options.certificate.sha1, sha256=options.certificate.sha256, certificate=pem)
     return server, ready
+
+
+def linux(given, state, machine, power, control, folder):
+    engine = Engine(
+        folder, state, [os.path.abspath(path) for path in given.prelude], control, read_answers(given.answers)
+    )
+    engine.prepare(machine, PROGRAMS)
+    lab = {
+        "LAB_ROOT": machine.root, "LAB_NAME": machine.name, "LAB_USER": machine.user, "LAB_STATE": state,
+        "LAB_CONTROL": control, "LAB_ENGINE": folder, "LAB_PYTHON": sys.executable,
+        "LAB_PROGRAM": os.path.join(os.path.dirname(os.path.abspath(__file__)), "program.py"),
+    }  # fmt: skip
+    return LinuxBackend(machine, power, engine, lab)
 
 
 def watch(over):

@@ -35,6 +35,7 @@ const CONTROL_LIMIT: Duration = Duration::from_secs(10);
 #[derive(Debug)]
 pub struct Lab {
     folder: tempfile::TempDir,
+    root: PathBuf,
     child: Child,
     stdin: Option<ChildStdin>,
     ready: Value,
@@ -43,15 +44,31 @@ pub struct Lab {
 impl Lab {
     /// With more arguments to `winrmd.py` (`--make-cert`, `--acceptor gss`, …); none where the lab is not installed.
     pub fn start(args: &[&str]) -> Option<Self> {
-        let python = settings::lab()?.join("bin/python");
         let folder = tempfile::Builder::new().prefix("kiln-lab-").tempdir().unwrap();
+        let root = folder.path().join("c");
+        std::fs::create_dir(&root).unwrap();
+        Self::start_in(folder, root, args)
+    }
+
+    /// The same with Wine's cmd.exe, registry and `c:\`, on a copy of the prefix that `scripts/wine-lab` made.
+    pub fn start_wine(args: &[&str]) -> Option<Self> {
+        let place = settings::wine()?;
+        // Files are linked, so it lies on the same file system.
+        let folder = tempfile::Builder::new().prefix("run-").tempdir_in(&place).unwrap();
+        let root = folder.path().join("prefix/drive_c");
+        let template = place.join("prefix");
+        let wine = ["--backend", "wine", "--wine", template.to_str().unwrap()];
+        Self::start_in(folder, root, &[&wine, args].concat())
+    }
+
+    fn start_in(folder: tempfile::TempDir, root: PathBuf, args: &[&str]) -> Option<Self> {
+        let python = settings::lab()?.join("bin/python");
         let at = |name: &str| folder.path().join(name);
         std::fs::write(at("users"), format!(":{USER}:{PASSWORD}\n")).unwrap();
-        std::fs::create_dir(at("c")).unwrap();
         let log = std::fs::File::create(at("stderr")).unwrap();
         let mut server = command(python);
         server.arg("-B").arg(settings::repository().join("tests/lab/winrmd.py"));
-        server.arg("--users").arg(at("users")).arg("--root").arg(at("c")).arg("--log").arg(at("log"));
+        server.arg("--users").arg(at("users")).arg("--root").arg(&root).arg("--log").arg(at("log"));
         server.args(args).stdin(Stdio::piped()).stdout(Stdio::piped()).stderr(log);
         let mut child = server.spawn().unwrap_or_else(|error| panic!("cannot start {server:?}: {error}"));
         let stdin = child.stdin.take();
@@ -67,7 +84,7 @@ impl Lab {
         let ready = serde_json::from_str(&line).unwrap_or_else(|error| {
             panic!("the lab: {error}: {line}\n{}", std::fs::read_to_string(at("stderr")).unwrap())
         });
-        Some(Self { folder, child, stdin, ready })
+        Some(Self { folder, root, child, stdin, ready })
     }
 
     pub fn address(&self) -> SocketAddr {
@@ -96,7 +113,7 @@ impl Lab {
 
     /// The folder that is the lab's `c:\`.
     pub fn root(&self) -> PathBuf {
-        self.folder.path().join("c")
+        self.root.clone()
     }
 
     /// Replaces the rules (tests/lab/labd/rules.py says what there is); their counts begin anew.

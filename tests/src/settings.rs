@@ -60,6 +60,13 @@ pub fn lab() -> Option<PathBuf> {
     place.join("wanted").is_file().then_some(place)
 }
 
+/// The lab on Wine: `KILN_WINE`, else beside the test data. Made by `scripts/wine-lab`.
+pub fn wine() -> Option<PathBuf> {
+    let beside = || variable("KILN_TEST_DATA").unwrap_or_else(|| repository().join("target/test-data"));
+    let place = variable("KILN_WINE").unwrap_or_else(|| beside().join("wine-lab"));
+    place.join("wanted").is_file().then_some(place)
+}
+
 /// The client of other people that judges the lab: `KILN_LAB_PEER`, else beside the lab. Made by `scripts/lab DIR peer`.
 pub fn lab_peer() -> Option<PathBuf> {
     let beside = || Some(lab()?.with_file_name("lab-peer").join("debug/lab-peer"));

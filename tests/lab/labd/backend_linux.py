@@ -1,7 +1,7 @@
 """The backend `linux`: commands are done by the lab's own cmd and the PowerShell engine.
 
-A backend is a class with `check` (may this line be started?) and `start` (begin it, and
-write to, end or be killed through its `Command`). One with Wine's cmd.exe would be another.
+A backend is a class with `check` (may this line be started?), `start` (begin it, and write to, end or be
+killed through its `Command`), and `up` and `down`, between which a boot lasts. The other is backend_wine.
 """
 
 import threading
@@ -22,6 +22,12 @@ class LinuxBackend:
         self.power = power
         self.engine = engine
         self.lab = lab
+
+    def up(self, boot):
+        """Commands are processes of their own: a boot has nothing else."""
+
+    def down(self, boot):
+        """Its commands were ended one by one."""
 
     def check(self, line, skip_cmd):
         """Raises the fault of a command that cannot be started."""

@@ -98,6 +98,8 @@ class Server:
             return
         with self.lock:
             self.boot = Boot(self.options.quotas, self.boot.number + 1)
+        self.backend.up(self.boot)
+        with self.lock:
             self.restarting = False
         self.listen()
         self.journal.write(event="up", boot=self.boot.number)
@@ -114,6 +116,7 @@ class Server:
         for connection in connections:
             connection.close()
         self.boot.end()
+        self.backend.down(self.boot)
 
     def stop(self):
         self.over.set()
