@@ -67,7 +67,9 @@ class WineBackend:
             "WINEDLLOVERRIDES": "winemenubuilder.exe=d", "LABPWSH_PRELUDE": r"C:\lab\prelude.ps1",
             "LAB_POWER": str(self.switch.server_address[1]), "LAB_BOOT_ID": boot.id,
             "LAB_BOOT_TIME": f"{boot.time:.3f}", "LAB_BOOT_COUNT": str(boot.number),
-            # What .NET keeps for debuggers, and counts for a second, better translation.
+            # .NET maps its code twice, to write it and to run it; under Wine it dies of that when it collects garbage.
+            "DOTNET_EnableWriteXorExecute": "0",
+            # What it keeps for debuggers, and counts for a second, better translation.
             "DOTNET_EnableDiagnostics": "0", "DOTNET_TieredPGO": "0",
         }  # fmt: skip
 

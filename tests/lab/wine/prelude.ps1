@@ -7,6 +7,7 @@ function global:Stop-Lab([string] $what) {
 }
 # A program's lines; its exit code is kept from the script.
 function global:Invoke-LabProgram([string] $program, [string[]] $words) {
+    Set-StrictMode -Off
     $before = $global:LASTEXITCODE
     $lines = @(& $program @words 2>&1 | ForEach-Object { "$_" })
     $code = $LASTEXITCODE
@@ -59,16 +60,29 @@ function global:Get-ScheduledTaskInfo {
     [pscustomobject]@{ TaskName = $TaskName; LastTaskResult = [long]($lines -match '^Last Result:')[0].Split(':')[1] }
 }
 
-# When this boot began. All else of CIM is absent.
+# CIM, as far as it is here. How often Windows may be generalized again is a value of the lab's in the registry.
 function global:Get-CimInstance {
     [CmdletBinding()] param([Parameter(Position = 0)][string] $ClassName, [string] $Filter)
-    if ($ClassName -ne 'Win32_OperatingSystem' -or $Filter) { Stop-Lab "Get-CimInstance $ClassName $Filter" }
-    $milliseconds = [long]([double]::Parse($env:LAB_BOOT_TIME, [Globalization.CultureInfo]::InvariantCulture) * 1000)
-    [pscustomobject]@{ Caption = 'Kiln lab (Wine, no Windows)'; Version = '0.0.0'; LastBootUpTime = [DateTimeOffset]::FromUnixTimeMilliseconds($milliseconds).LocalDateTime }
+    if ($ClassName -eq 'Win32_OperatingSystem' -and -not $Filter) {
+        $milliseconds = [long]([double]::Parse($env:LAB_BOOT_TIME, [Globalization.CultureInfo]::InvariantCulture) * 1000)
+        return [pscustomobject]@{ Caption = 'Kiln lab (Wine, no Windows)'; Version = '0.0.0'; LastBootUpTime = [DateTimeOffset]::FromUnixTimeMilliseconds($milliseconds).LocalDateTime }
+    }
+    if ($ClassName -eq 'Win32_LogicalDisk' -and $Filter -eq "DeviceID='C:'") { return [pscustomobject]@{ DeviceID = 'C:'; FreeSpace = [IO.DriveInfo]::new('C').AvailableFreeSpace } }
+    if ($ClassName -eq 'SoftwareLicensingService' -and -not $Filter) {
+        $key = 'HKLM:\SOFTWARE\Microsoft\Windows NT\CurrentVersion\SoftwareProtectionPlatform'
+        return [pscustomobject]@{ RemainingWindowsReArmCount = (Get-ItemProperty -LiteralPath $key -Name LabRearmsLeft).LabRearmsLeft }
+    }
+    Stop-Lab "Get-CimInstance $ClassName $Filter"
 }
-# Last, as the lines above look for commands. A name that is made as a cmdlet's is one the lab lacks; "get-" is the
-# engine's own try for a name it does not know.
+
+# Volumes: the machine has c: alone, and Wine's files are in Linux' hands once they are written.
+function global:Get-Volume { [CmdletBinding()] param() [pscustomobject]@{ DriveLetter = [char]'C'; DriveType = 'Fixed' } }
+function global:Write-VolumeCache { [CmdletBinding()] param([string] $DriveLetter) if ($DriveLetter -ne 'C') { Stop-Lab "volume $DriveLetter" } }
+# Last, as the lines above look for commands. The engine's own action finds programs on the PATH. A name that is made
+# as a cmdlet's is then one the lab lacks; "get-" is the engine's try for a name it does not know.
+$global:LabFind = $ExecutionContext.InvokeCommand.CommandNotFoundAction
 $ExecutionContext.InvokeCommand.CommandNotFoundAction = {
     param($name, $found)
-    if ($name -match '^[A-Za-z]+-[A-Za-z]' -and $name -cnotlike 'get-*') { Stop-Lab "command $name" }
+    $LabFind.Invoke($name, $found)
+    if ($null -eq $found.Command -and $name -match '^[A-Za-z]+-[A-Za-z]' -and $name -cnotlike 'get-*') { Stop-Lab "command $name" }
 }

@@ -6,11 +6,14 @@
  * That a Windows says UNDEPLOYABLE while Sysprep works is what its documentation ("Windows Setup States") and build
  * logs show. As there, this is a program with a window: who starts it does not wait for it.
  *
+ * How often it may still be done is LabRearmsLeft of SoftwareProtectionPlatform (a Windows has it in an encrypted store).
+ *
  * c:\lab\sysprep.txt scripts it: lines `result generalized|undeployable|dies|hangs` and `seconds N` (3 unless told).
  */
 #include "lab.h"
 
 #define STATE L"SOFTWARE\\Microsoft\\Windows\\CurrentVersion\\Setup\\State"
+#define LICENCES L"SOFTWARE\\Microsoft\\Windows NT\\CurrentVersion\\SoftwareProtectionPlatform"
 #define PANTHER L"C:\\Windows\\System32\\Sysprep\\Panther"
 
 static void append(const wchar_t *name, const char *level, const char *what)
@@ -85,6 +88,9 @@ int wmain(int count, wchar_t **words)
     HKEY at = key(STATE, 1);
     text(at, L"ImageState", now, sizeof now);
     if (!same(now, L"IMAGE_STATE_COMPLETE")) fail("the image state is not IMAGE_STATE_COMPLETE");
+    HKEY licences = key(LICENCES, 1);
+    DWORD left = number(licences, L"LabRearmsLeft", 0), skips = number(licences, L"SkipRearm", 0);
+    if (!left && !skips) fail("no rearm is left [0xc004d307]");
     Sleep(third);
     if (!strcmp(result, "dies")) return 3;
     if (!strcmp(result, "hangs")) Sleep(INFINITE);
@@ -93,6 +99,7 @@ int wmain(int count, wchar_t **words)
     Sleep(third);
     if (!strcmp(result, "undeployable")) fail("a provider failed half-way, as c:\\lab\\sysprep.txt asked for");
     if (strcmp(result, "generalized")) not_here(L"a result of c:\\lab\\sysprep.txt");
+    if (!skips) set_number(licences, L"LabRearmsLeft", left - 1);
     be(L"IMAGE_STATE_GENERALIZE_RESEAL_TO_OOBE");
     append(L"setupact.log", "Info", "generalized");
     Sleep(third);

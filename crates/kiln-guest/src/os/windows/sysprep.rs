@@ -8,8 +8,8 @@
 //!
 //! The 2020-02-14 reference's script waits for three services of Azure without bound; where they are not installed it
 //! waits for ever. Ours has its order and its lines, waits only for a service that exists, for some minutes, and says
-//! what it skipped and why. Its last loop ends when Windows never will be generalized: an image state that cannot be
-//! deployed, a Sysprep that is gone, or the time.
+//! what it skipped and why. Its last loop ends when Windows never will be generalized: a Sysprep that is gone, or the
+//! time. IMAGE_STATE_UNDEPLOYABLE alone is no end: a Windows is in it while Sysprep works, and stays in it when that failed.
 //!
 //! Whichever runs is printed into the log first, as the service does.
 

@@ -1,5 +1,5 @@
 # Waits until Windows is generalized, and sees when it never will be.
-#   0 generalized    20 it cannot be deployed    21 Sysprep is gone and Windows not generalized    22 the time is over
+#   0 generalized    20 Sysprep is gone and left what cannot be deployed    21 Sysprep is gone and Windows not generalized    22 the time is over
 # Values: $SysprepSeconds, $GoneSeconds, $PauseSeconds, $TailLines.
 $state = 'HKLM:\SOFTWARE\Microsoft\Windows\CurrentVersion\Setup\State'
 function Stop-Sysprep([int] $code, [string] $why) {
@@ -20,11 +20,12 @@ while ($true) {
     $imageState = (Get-ItemProperty -LiteralPath $state).ImageState
     Write-Output $imageState
     if ($imageState -eq 'IMAGE_STATE_GENERALIZE_RESEAL_TO_OOBE') { break }
-    if ($imageState -eq 'IMAGE_STATE_UNDEPLOYABLE') {
-        Stop-Sysprep 20 'Sysprep failed half-way: the image state is IMAGE_STATE_UNDEPLOYABLE'
-    }
     $gone = ($clock.Elapsed - $lastSeen).TotalSeconds
     if ($gone -ge $GoneSeconds) {
+        # While Sysprep works, this is what Windows says (its documentation, "Windows Setup States"); afterwards it is a failure.
+        if ($imageState -eq 'IMAGE_STATE_UNDEPLOYABLE') {
+            Stop-Sysprep 20 "Sysprep failed half-way: it has not been running for $([int]$gone) s, and the image state is $imageState"
+        }
         Stop-Sysprep 21 "Sysprep has not been running for $([int]$gone) s, and the image state is $imageState"
     }
     if ($clock.Elapsed.TotalSeconds -ge $SysprepSeconds) {
