@@ -24,7 +24,7 @@ from .streams import Sent, Stream, Streams
 
 # Debian's `wine` is a script that asks for the 32-bit Wine on each start.
 LOADER = "/usr/lib/wine/wine64"
-SERVER = "/usr/bin/wineserver"
+SERVER = "/usr/lib/wine/wineserver64"
 CMD_LINE = 8191  # characters that cmd.exe takes
 PROCESS_LINE = 32767  # characters that CreateProcess takes
 BOOT_KEY = r"HKLM\SYSTEM\CurrentControlSet\Control\Session Manager\Memory Management\PrefetchParameters"
@@ -63,7 +63,7 @@ class WineBackend:
     def environment(self, boot):
         return {
             "PATH": "/usr/bin:/bin", "HOME": self.prefix, "USER": self.machine.user, "LOGNAME": self.machine.user,
-            "LANG": "C.UTF-8", "WINEPREFIX": self.prefix, "WINEDEBUG": "-all",
+            "LANG": "C.UTF-8", "WINESERVER": SERVER, "WINEPREFIX": self.prefix, "WINEDEBUG": "-all",
             "WINEDLLOVERRIDES": "winemenubuilder.exe=d", "LABPWSH_PRELUDE": r"C:\lab\prelude.ps1",
             "LAB_POWER": str(self.switch.server_address[1]), "LAB_BOOT_ID": boot.id,
             "LAB_BOOT_TIME": f"{boot.time:.3f}", "LAB_BOOT_COUNT": str(boot.number),
