@@ -118,7 +118,10 @@ fn sysprep_that_takes_its_time_is_waited_for() {
 #[test]
 fn an_undeployable_image_state_is_waited_out_while_sysprep_runs() {
     let lab = lab!();
-    sysprep_exe(&lab, &format!("echo IMAGE_STATE_UNDEPLOYABLE > \"$state\"\n(sleep 3; {GENERALIZES}) > /dev/null 2>&1 &"));
+    sysprep_exe(
+        &lab,
+        &format!("echo IMAGE_STATE_UNDEPLOYABLE > \"$state\"\n(sleep 3; {GENERALIZES}) > /dev/null 2>&1 &"),
+    );
     let limits = SysprepLimits { pause_seconds: 1, ..QUICK };
     let running = "[pscustomobject]@{ Id = 1 }";
     let ran = lab.run(&(services(&[]) + &image_state(running)), &default_script(&limits)).ended_with(0);

@@ -29,7 +29,8 @@ async fn the_streams_stay_apart_and_quotes_are_cmds() {
     let machine = machine!();
     let done = machine.cmd("echo out& echo err>&2& exit 3").await;
     assert_eq!((ended(&done, 3).as_str(), stderr(&done).trim_end()), ("out", "err"));
-    let line = r#"mkdir "c:\a folder\b" && echo "one & two">"c:\a folder\b\f.txt"&& type "c:\A FOLDER\b\F.TXT""#;
+    let line =
+        r#"mkdir "c:\a folder\b" && echo "one & two">"c:\a folder\b\f.txt"&& type "c:\A FOLDER\b\F.TXT""#;
     assert_eq!(ended(&machine.cmd(line).await, 0), "\"one & two\"");
     assert_eq!(machine.read("a folder/b/f.txt"), "\"one & two\"\r\n");
     // Longer than one operation may be silent.
@@ -73,8 +74,9 @@ async fn a_signal_ends_the_tree() {
     let wait = control();
     let running = machine.guest.exec(&line, None, &wait);
     let watching = async {
+        let until = control();
         while ended(&machine.powershell(PINGS).await, 0) != "1" {
-            control().check().unwrap();
+            until.check().unwrap();
         }
         wait.cancel();
     };
@@ -93,7 +95,8 @@ async fn a_signal_ends_the_tree() {
 #[tokio::test(flavor = "multi_thread")]
 async fn what_is_not_here_is_loud() {
     let machine = machine!();
-    for line in ["certutil -hashfile c:\\x", "dism /online", "sort", "schtasks /change /tn x", "shutdown /h"] {
+    for line in ["certutil -hashfile c:\\x", "dism /online", "sort", "schtasks /change /tn x", "shutdown /h"]
+    {
         let done = machine.cmd(line).await;
         ended(&done, 250);
         assert!(stderr(&done).contains("lab: not implemented: "), "{line}: {done:?}");

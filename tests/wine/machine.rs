@@ -62,7 +62,10 @@ impl Machine {
 
     /// What one of our texts does in powershell.exe.
     pub async fn powershell(&self, text: &str) -> ExecOutput {
-        self.guest.ask_powershell("a test", text, &control()).await.unwrap_or_else(|error| panic!("{text}: {error}"))
+        self.guest
+            .ask_powershell("a test", text, &control())
+            .await
+            .unwrap_or_else(|error| panic!("{text}: {error}"))
     }
 
     pub async fn upload(&self, bytes: &[u8], remote: &str) {

@@ -1,14 +1,20 @@
 //! powershell.exe by WinRM: Kiln's own way in, the customizer's texts, uploads, the registry, what a machine is asked.
 
 use kiln_guest::os::windows::facts::{self, WindowsFacts};
-use kiln_guest::os::windows::script::{GuestPath, call_command, environment, file_bytes, file_command, inline};
+use kiln_guest::os::windows::script::{
+    GuestPath, call_command, environment, file_bytes, file_command, inline,
+};
 use kiln_guest::winrm::UploadWay;
 use kiln_host::digest::sha256;
 
 use crate::machine::{Machine, control, ended, machine, stderr};
 
 /// Places a script as the customizer does, and runs it by the command line that `command` makes of its path.
-async fn run(machine: &Machine, script: &str, command: impl Fn(&GuestPath) -> String) -> (u32, String, String) {
+async fn run(
+    machine: &Machine,
+    script: &str,
+    command: impl Fn(&GuestPath) -> String,
+) -> (u32, String, String) {
     let path = GuestPath::new("c:/Windows/Temp/script-1.ps1").unwrap();
     machine.upload(&file_bytes(script), path.as_str()).await;
     let done = machine.cmd(&command(&path)).await;
@@ -42,7 +48,10 @@ async fn an_inline_ends_as_the_services_does() {
         let lines: Vec<String> = lines.iter().map(|line| (*line).to_owned()).collect();
         let (ended, said, wrong) = run(&machine, &inline(&lines, None), file_command).await;
         assert_eq!((ended, said.as_str()), (code, out), "{lines:?}: {wrong}");
-        assert!(wrong.contains(err) && (code != 0 || !err.is_empty() || wrong.is_empty()), "{lines:?}: {wrong}");
+        assert!(
+            wrong.contains(err) && (code != 0 || !err.is_empty() || wrong.is_empty()),
+            "{lines:?}: {wrong}"
+        );
     }
 }
 
@@ -75,7 +84,9 @@ async fn files_arrive_as_they_are() {
         assert_eq!((uploaded.way, uploaded.bytes), (UploadWay::PowerShell, 3 * 1024 * 1024));
         assert!(std::fs::read(machine.file(path)).unwrap() == bytes, "{remote}");
         // The same, as the machine itself has it.
-        let hashed = machine.powershell(&format!("(Get-FileHash -LiteralPath '{remote}' -Algorithm SHA256).Hash")).await;
+        let hashed = machine
+            .powershell(&format!("(Get-FileHash -LiteralPath '{remote}' -Algorithm SHA256).Hash"))
+            .await;
         let shown: String = digest.iter().map(|byte| format!("{byte:02X}")).collect();
         assert_eq!(ended(&hashed, 0), shown);
     }
@@ -93,8 +104,14 @@ async fn the_registry_is_one() {
         exit 0";
     ended(&machine.powershell(text).await, 0);
     let shown = ended(&machine.cmd(r#"reg query "HKLM\SOFTWARE\Policies\Kiln Lab""#).await, 0);
-    assert!(shown.contains("Count    REG_DWORD    0x7") && shown.contains("Words    REG_SZ    a b"), "{shown}");
-    ended(&machine.cmd(r#"reg add "HKLM\SOFTWARE\Policies\Kiln Lab" /v Count /t REG_DWORD /d 12 /f"#).await, 0);
+    assert!(
+        shown.contains("Count    REG_DWORD    0x7") && shown.contains("Words    REG_SZ    a b"),
+        "{shown}"
+    );
+    ended(
+        &machine.cmd(r#"reg add "HKLM\SOFTWARE\Policies\Kiln Lab" /v Count /t REG_DWORD /d 12 /f"#).await,
+        0,
+    );
     let text = r"$all = Get-ItemProperty 'HKLM:\SOFTWARE\Policies\Kiln Lab'; $all.Count; $all.Words
         Remove-ItemProperty -LiteralPath 'HKLM:\SOFTWARE\Policies\Kiln Lab' -Name Words";
     assert_eq!(ended(&machine.powershell(text).await, 0), "12\na b");

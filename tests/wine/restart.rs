@@ -30,14 +30,20 @@ async fn a_restart_ends_processes_and_keeps_files_and_registry() {
     assert_eq!(next.1, RestartStep::RunCheck, "{next:?}");
     let check = r"echo restarted>c:\restarted.txt";
     let (log, step) = restart.check_ended(machine.cmd(check).await.code.cast_signed());
-    assert_eq!((step, log.last().map(String::as_str)), (RestartStep::Done, Some("Machine successfully restarted, moving on")));
+    assert_eq!(
+        (step, log.last().map(String::as_str)),
+        (RestartStep::Done, Some("Machine successfully restarted, moving on"))
+    );
 
     assert_eq!(machine.read("restarted.txt"), "restarted\r\n");
     let kept = ended(&machine.cmd(r"type c:\kept.txt & reg query HKLM\SOFTWARE\Kept").await, 0);
     assert!(kept.starts_with("kept\n") && kept.contains("Value    REG_SZ    kept"), "{kept}");
     let task = ended(&machine.cmd("schtasks /query /tn long").await, 0);
     assert!(task.contains("Ready"), "{task}");
-    assert_eq!(ended(&machine.powershell("@(Get-Process -Name ping -ErrorAction SilentlyContinue).Count").await, 0), "0");
+    assert_eq!(
+        ended(&machine.powershell("@(Get-Process -Name ping -ErrorAction SilentlyContinue).Count").await, 0),
+        "0"
+    );
     assert_eq!(machine.lab.state()["boot"], 2);
 }
 

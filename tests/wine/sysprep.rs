@@ -12,13 +12,16 @@ use kiln_guest::os::windows::sysprep::{
 use kiln_guest::winrm::CommandLine;
 use kiln_host::wait::Control;
 
-use crate::machine::{Machine, ended, machine};
+use crate::machine::{Machine, control, ended, machine};
 
 const REFERENCE: &[u8] = include_bytes!("../fixtures/sysprep-2020/default-sysprep.ps1");
 const AGENTS: [&str; 3] = ["RdAgent", "WindowsAzureTelemetryService", "WindowsAzureGuestAgent"];
 /// Where an answer file would be found by an image's first boot.
-const ANSWER_FILES: [&str; 3] =
-    ["windows/system32/Sysprep/unattend.xml", "windows/Panther/unattend.xml", "windows/Panther/Unattend/unattend.xml"];
+const ANSWER_FILES: [&str; 3] = [
+    "windows/system32/Sysprep/unattend.xml",
+    "windows/Panther/unattend.xml",
+    "windows/Panther/Unattend/unattend.xml",
+];
 const QUICK: SysprepLimits =
     SysprepLimits { service_seconds: 2, sysprep_seconds: 60, gone_seconds: 3, pause_seconds: 1 };
 
@@ -42,11 +45,14 @@ impl Machine {
 
     /// How Sysprep will do: see tests/lab/wine/sysprep.c.
     fn sysprep_is(&self, result: &str, seconds: u32) {
-        std::fs::write(self.file("lab/sysprep.txt"), format!("result {result}\nseconds {seconds}\n")).unwrap();
+        std::fs::write(self.file("lab/sysprep.txt"), format!("result {result}\nseconds {seconds}\n"))
+            .unwrap();
     }
 
     async fn image_state(&self) -> String {
-        let shown = self.cmd(r"reg query HKLM\SOFTWARE\Microsoft\Windows\CurrentVersion\Setup\State /v ImageState").await;
+        let shown = self
+            .cmd(r"reg query HKLM\SOFTWARE\Microsoft\Windows\CurrentVersion\Setup\State /v ImageState")
+            .await;
         ended(&shown, 0).split_whitespace().last().unwrap().to_owned()
     }
 }
@@ -108,7 +114,8 @@ async fn off_azure_the_references_script_does_not_end_by_itself() {
             said.extend_from_slice(bytes);
         }
     };
-    let error = machine.guest.run(&line, None, take, &Control::ending_in(Duration::from_secs(12))).await.unwrap_err();
+    let error =
+        machine.guest.run(&line, None, take, &Control::ending_in(Duration::from_secs(12))).await.unwrap_err();
     assert!(error.interrupted().is_some(), "{error}");
     let said = String::from_utf8(said).unwrap();
     assert_eq!(said.trim_end(), ">>> Waiting for GA Service (RdAgent) to start ...");
@@ -123,7 +130,10 @@ async fn off_azure_the_guarded_script_skips_each_wait() {
     let done = machine.powershell(&default_script(&QUICK)).await;
     let said = ended(&done, 0);
     for name in AGENTS {
-        in_order(&said, &[&format!(">>> Not on Azure: {name} absent, skipped\n"), ">>> Sysprepping VM ...\n"]);
+        in_order(
+            &said,
+            &[&format!(">>> Not on Azure: {name} absent, skipped\n"), ">>> Sysprepping VM ...\n"],
+        );
     }
     in_order(
         &said,
@@ -155,8 +165,12 @@ async fn services_that_start_late_are_waited_for() {
     machine.start_service(AGENTS[1]).await;
     let script = default_script(&SysprepLimits { service_seconds: 60, ..QUICK });
     let later = async {
-        // Until the script has come to it: the first is running then.
-        while !ended(&machine.cmd(&format!(r"C:\lab\service.exe query {}", AGENTS[0])).await, 0).starts_with("Running") {}
+        // Not before the script waits for the first.
+        let until = control();
+        let query = format!(r"C:\lab\service.exe query {}", AGENTS[0]);
+        while !ended(&machine.cmd(&query).await, 0).starts_with("Running") {
+            until.check().unwrap();
+        }
         machine.start_service(AGENTS[2]).await;
     };
     let (done, ()) = tokio::join!(machine.powershell(&script), later);

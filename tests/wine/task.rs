@@ -1,10 +1,12 @@
 //! A script by the task scheduler: Kiln's runner, follower and remover, in a process that no connection holds.
 
-use kiln_guest::os::windows::script::{POWERSHELL, GuestPath, file_arguments, file_bytes, loader_command, loader_input};
+use kiln_guest::os::windows::script::{
+    GuestPath, POWERSHELL, file_arguments, file_bytes, loader_command, loader_input,
+};
 use kiln_guest::os::windows::secret_line;
 use kiln_guest::os::windows::task::{FollowNotice, Following, RunAs, Task, TaskEnd};
 
-use crate::machine::{Machine, ended, machine};
+use crate::machine::{Machine, control, ended, machine};
 
 const FOLDER: &str = r"C:\Windows\Temp\kiln-task";
 
@@ -60,8 +62,10 @@ async fn a_task_runs_to_its_end_and_no_line_is_lost() {
     register(&machine, &task, RunAs::System).await;
     let mut at = Following::default();
     let mut notices = Vec::new();
+    let until = control();
     // Each look is short, as if the link had been lost: the next goes on where it was.
     while !matches!(notices.last(), Some(FollowNotice::End(_) | FollowNotice::Died(_))) {
+        until.check().unwrap();
         notices.retain(|notice| *notice != FollowNotice::Running);
         notices.extend(follow(&machine, &task, &mut at, 1).await);
     }
@@ -79,7 +83,9 @@ async fn removing_a_task_of_the_account_ends_all_that_it_started() {
     let task = placed(&machine, "Write-Output begun\nping.exe -n 300 127.0.0.1\n").await;
     register(&machine, &task, RunAs::User("kiln")).await;
     let mut at = Following::default();
+    let until = control();
     while ended(&machine.powershell(PINGS).await, 0) != "1" {
+        until.check().unwrap();
         let notices = follow(&machine, &task, &mut at, 1).await;
         assert_eq!(notices.last(), Some(&FollowNotice::Running), "{notices:?}");
     }
@@ -93,7 +99,10 @@ async fn a_task_that_was_ended_by_others_is_seen() {
     let task = placed(&machine, "Write-Output begun\nStart-Sleep 300\n").await;
     register(&machine, &task, RunAs::System).await;
     let mut at = Following::default();
-    while !output(&follow(&machine, &task, &mut at, 1).await).0.contains("begun") {}
+    let until = control();
+    while !output(&follow(&machine, &task, &mut at, 1).await).0.contains("begun") {
+        until.check().unwrap();
+    }
     ended(&machine.cmd("schtasks /end /tn kiln-step-1").await, 0);
     let notices = follow(&machine, &task, &mut at, 20).await;
     let died = "the task ended without an exit code (state Ready, last result 0x41306)";

@@ -57,6 +57,7 @@ class WineBackend:
         self.codes = os.path.join(machine.root, "lab", "codes")
         self.count = 0
         self.lock = threading.Lock()
+        self.life = threading.Lock()  # one of `up` and `down` at a time
         self.switch = Switch(power)
         os.makedirs(self.codes, exist_ok=True)
 
@@ -78,20 +79,31 @@ class WineBackend:
     def up(self, boot):
         """The boot begins: Wine's server and services, and the count that Windows' kernel keeps."""
         words = ["reg", "add", BOOT_KEY, "/v", "BootId", "/t", "REG_DWORD", "/d", str(boot.number), "/f"]
-        try:
-            subprocess.run([SERVER, "-p"], env=self.environment(boot), check=True)
-            subprocess.run([LOADER, *words], env=self.environment(boot), check=True, stdout=subprocess.DEVNULL)
-        except BaseException:
-            self.down(boot)
-            raise
+        with self.life:
+            try:
+                self._wine(boot, SERVER, "-p")
+                self._wine(boot, LOADER, *words)
+            except BaseException:
+                self._end(boot)
+                raise
 
     def down(self, boot):
         """The boot ends: every process of the prefix, and what was said to the registry is on disk."""
+        with self.life:
+            self._end(boot)
+
+    def _end(self, boot):
         for word in ("-k", "-w"):
             try:
-                subprocess.run([SERVER, word], env=self.environment(boot), check=False, timeout=END_LIMIT)
+                self._wine(boot, SERVER, word, check=False, timeout=END_LIMIT)
             except subprocess.TimeoutExpired:
-                subprocess.run([SERVER, "-k9"], env=self.environment(boot), check=False)
+                self._wine(boot, SERVER, "-k9", check=False)
+
+    def _wine(self, boot, *words, check=True, timeout=None):
+        subprocess.run(
+            words, env=self.environment(boot), cwd=self.machine.root, check=check, timeout=timeout,
+            stdin=subprocess.DEVNULL, stdout=subprocess.DEVNULL,
+        )  # fmt: skip
 
     # Commands
 

@@ -99,6 +99,9 @@ class Server:
         with self.lock:
             self.boot = Boot(self.options.quotas, self.boot.number + 1)
         self.backend.up(self.boot)
+        if self.over.is_set():
+            self.backend.down(self.boot)
+            return
         with self.lock:
             self.restarting = False
         self.listen()
