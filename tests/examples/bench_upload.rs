@@ -41,6 +41,7 @@ async fn main() {
         transport: Transport::Https { pin, authentication: Authentication::Negotiate },
         user: USER.to_owned(),
         password: Password::new(PASSWORD),
+        recorder: None,
     };
     let guest = WinrmGuest::connect(login, |_| {}, &control).await.unwrap();
     let (mut ours, mut theirs) = (Vec::new(), Vec::new());

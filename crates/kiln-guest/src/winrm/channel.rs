@@ -23,6 +23,7 @@ use super::error::{LinkFailure, PostFailure};
 use super::http::{HttpAnswer, Wire};
 use super::login::{Authentication, Transport, WinrmLimits, WinrmLogin};
 use super::negotiate::Negotiation;
+use super::recorder::Recorder;
 use super::sealed;
 use super::soap::{self, Request};
 use crate::error::excerpt;
@@ -37,6 +38,7 @@ pub(crate) struct Channel {
     login: LoggedIn,
     usable: bool,
     last_used: Instant,
+    recorder: Option<Recorder>,
 }
 
 enum LoggedIn {
@@ -64,7 +66,11 @@ impl Channel {
             }
             Transport::Http => LoggedIn::Sealed(Box::new(negotiate(&mut wire, login, limits).await?)),
         };
-        Ok(Self { wire, login: logged_in, usable: true, last_used: Instant::now() })
+        let recorder = login.recorder.clone();
+        if let Some(recorder) = &recorder {
+            recorder.hide(login.password.reveal());
+        }
+        Ok(Self { wire, login: logged_in, usable: true, last_used: Instant::now(), recorder })
     }
 
     pub(crate) fn is_usable(&self) -> bool {
@@ -78,8 +84,9 @@ impl Channel {
 
     /// Sends an envelope and reads what answers it.
     pub(crate) async fn post(&mut self, request: Request, limit: Duration) -> Result<Answer, PostFailure> {
-        let text = self.exchange(request.envelope, limit).await?;
-        answer::read(&text, &request.message_id).map_err(PostFailure::Answer)
+        let message_id = request.message_id.clone();
+        let text = self.exchange(request, limit).await?;
+        answer::read(&text, &message_id).map_err(PostFailure::Answer)
     }
 
     /// Asks who is there: by now the cheapest proof that a server is up and lets us in.
@@ -88,7 +95,25 @@ impl Channel {
         answer::read_identity(&text).map_err(PostFailure::Answer)
     }
 
-    async fn exchange(&mut self, envelope: String, limit: Duration) -> Result<String, LinkFailure> {
+    /// The one place where envelopes go out and come in: what is recorded, is recorded here, in the plain.
+    async fn exchange(&mut self, request: Request, limit: Duration) -> Result<String, LinkFailure> {
+        let pending = self.recorder.as_ref().map(|recorder| recorder.begin(&request));
+        let mut status = None;
+        let answered = self.exchange_plain(request.envelope, limit, &mut status).await;
+        match (pending, &answered) {
+            (Some(pending), Ok(text)) => pending.answered(status.unwrap_or_default(), text),
+            (Some(pending), Err(failure)) => pending.failed(status, failure),
+            (None, _) => {}
+        }
+        answered
+    }
+
+    async fn exchange_plain(
+        &mut self,
+        envelope: String,
+        limit: Duration,
+        status: &mut Option<u16>,
+    ) -> Result<String, LinkFailure> {
         // Until the answer is here, the channel is out of step: also when this future is dropped.
         self.usable = false;
         let plain = envelope.into_bytes();
@@ -101,6 +126,7 @@ impl Channel {
             }
         };
         let answer = self.wire.post(content_type, authorization, None, body, limit).await?;
+        *status = Some(answer.status.as_u16());
         let text = self.open_answer(&answer)?;
         self.usable = true;
         self.last_used = Instant::now();

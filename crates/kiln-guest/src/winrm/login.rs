@@ -9,6 +9,8 @@ use sha1::Sha1;
 use sha2::{Digest as _, Sha256};
 use zeroize::Zeroizing;
 
+use super::recorder::Recorder;
+
 /// A login over WinRM. `Debug` shows no password.
 #[derive(Clone, Debug)]
 pub struct WinrmLogin {
@@ -17,6 +19,8 @@ pub struct WinrmLogin {
     /// A local account's name, or `DOMAIN\name`.
     pub user: String,
     pub password: Password,
+    /// Takes down all that is said to the guest, and what it answers.
+    pub recorder: Option<Recorder>,
 }
 
 /// How the messages travel. That Basic authentication goes over plain HTTP cannot be written.
@@ -190,6 +194,7 @@ mod tests {
             transport: Transport::Http,
             user: "kiln".to_owned(),
             password: Password::new("correct horse"),
+            recorder: Some(Recorder::new(std::io::sink())),
         };
         let shown = format!("{login:?} {login:#?}");
         assert!(!shown.contains("horse"), "{shown}");

@@ -9,6 +9,7 @@
 //!     ├─ boot_id                           which boot it is: a restart, proven                boot
 //!     └─ lanes: a shell and its connections, replaced when lost                               lane
 //!          └─ Channel: one connection, logged in; envelopes sealed where there is no TLS      channel, negotiate, sealed
+//!               ├─ Recorder, if wanted: each exchange in the plain, without secrets            recorder, redact
 //!               └─ Wire: HTTP/1.1 on one TCP or TLS connection                                http, tls
 //!   envelopes written and read, faults and what to do about them                              soap, answer, xml, fault
 //! ```
@@ -37,6 +38,8 @@ mod http;
 mod lane;
 mod login;
 mod negotiate;
+mod recorder;
+mod redact;
 mod sealed;
 mod soap;
 mod tls;
@@ -54,6 +57,7 @@ pub use error::{LinkFailure, WinrmError};
 pub use fault::{Fault, FaultCode, Remedy};
 pub use guest::{CommandEnd, WinrmGuest};
 pub use login::{Authentication, CertificatePin, Password, PinError, Transport, WinrmLimits, WinrmLogin};
+pub use recorder::{Recorder, Tally};
 pub use sealed::SealedError;
 pub use upload::{UploadWay, WinrmUploaded};
 pub use xml::XmlError;

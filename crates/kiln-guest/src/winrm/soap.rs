@@ -5,6 +5,7 @@
 //! found earlier, by [`unwritable`].
 
 use std::fmt::Write as _;
+use std::ops::Range;
 use std::time::Duration;
 
 use base64::Engine as _;
@@ -53,9 +54,33 @@ pub(crate) struct Frame {
 /// An envelope and the id that its answer must relate to.
 #[derive(Debug, Clone)]
 pub(crate) struct Request {
+    /// Empty for Identify, whose answer relates to nothing.
     pub(crate) message_id: String,
     pub(crate) envelope: String,
+    /// What is asked: an [`Action`]'s address, or [`IDENTIFY`].
+    pub(crate) action: &'static str,
+    /// What nobody may write down, in the order of the envelope.
+    pub(crate) hidden: Vec<Hidden>,
 }
+
+/// A place in an envelope that may hold a secret, whatever stands there.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub(crate) struct Hidden {
+    pub(crate) kind: HiddenKind,
+    /// Bytes of the envelope.
+    pub(crate) range: Range<usize>,
+}
+
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(crate) enum HiddenKind {
+    /// What a command reads, base64.
+    Input,
+    /// The value of a shell's variable.
+    Variable,
+}
+
+/// Stands for an action's address where there is none.
+pub(crate) const IDENTIFY: &str = "Identify";
 
 /// How a shell is made.
 #[derive(Debug, Clone, Default, PartialEq, Eq)]
@@ -81,13 +106,13 @@ pub(crate) fn unwritable(text: &str) -> Option<char> {
 }
 
 /// Asks who is there (DSP0226, 11). It has almost no header, and needs none.
-pub(crate) fn identify() -> String {
-    concat!(
+pub(crate) fn identify() -> Request {
+    let envelope = concat!(
         r#"<s:Envelope xmlns:s="http://www.w3.org/2003/05/soap-envelope" "#,
         r#"xmlns:wsmid="http://schemas.dmtf.org/wbem/wsman/identity/1/wsmanidentity.xsd">"#,
         "<s:Header/><s:Body><wsmid:Identify/></s:Body></s:Envelope>"
-    )
-    .to_owned()
+    );
+    Request { message_id: String::new(), envelope: envelope.to_owned(), action: IDENTIFY, hidden: Vec::new() }
 }
 
 impl Frame {
@@ -99,6 +124,7 @@ impl Frame {
         let mut body = String::from(
             "<rsp:Shell><rsp:InputStreams>stdin</rsp:InputStreams><rsp:OutputStreams>stdout stderr</rsp:OutputStreams>",
         );
+        let mut hidden = Vec::new();
         // The order of what follows is that of the requests recorded from clients that Windows accepted.
         if let Some(timeout) = options.idle_timeout {
             element(&mut body, "rsp:IdleTimeOut", &seconds(timeout));
@@ -116,17 +142,19 @@ impl Frame {
             body.push_str("<rsp:Environment>");
             for (name, value) in &options.environment {
                 let _infallible = write!(body, r#"<rsp:Variable Name="{}">"#, escape(name));
+                let start = body.len();
                 body.push_str(&escape(value));
+                hidden.push(Hidden { kind: HiddenKind::Variable, range: start..body.len() });
                 body.push_str("</rsp:Variable>");
             }
             body.push_str("</rsp:Environment>");
         }
         body.push_str("</rsp:Shell>");
-        self.envelope(Action::Create, None, &set, &body)
+        self.envelope(Action::Create, None, &set, &body, hidden)
     }
 
     pub(crate) fn delete(&self, shell: &str) -> Request {
-        self.envelope(Action::Delete, Some(shell), &[], "")
+        self.envelope(Action::Delete, Some(shell), &[], "", Vec::new())
     }
 
     /// `console_stdin`: the command's input is a console, not a pipe. `skip_cmd_shell`: `command` is a program's full
@@ -150,7 +178,7 @@ impl Frame {
             element(&mut body, "rsp:Arguments", argument);
         }
         body.push_str("</rsp:CommandLine>");
-        self.envelope(Action::Command, Some(shell), &set, &body)
+        self.envelope(Action::Command, Some(shell), &set, &body, Vec::new())
     }
 
     pub(crate) fn receive(&self, shell: &str, command: &str) -> Request {
@@ -158,17 +186,23 @@ impl Frame {
             r#"<rsp:Receive><rsp:DesiredStream CommandId="{}">stdout stderr</rsp:DesiredStream></rsp:Receive>"#,
             escape(command)
         );
-        self.envelope(Action::Receive, Some(shell), &[("WSMAN_CMDSHELL_OPTION_KEEPALIVE", "TRUE")], &body)
+        self.envelope(
+            Action::Receive,
+            Some(shell),
+            &[("WSMAN_CMDSHELL_OPTION_KEEPALIVE", "TRUE")],
+            &body,
+            Vec::new(),
+        )
     }
 
     pub(crate) fn send(&self, shell: &str, command: &str, bytes: &[u8], end: bool) -> Request {
         let end = if end { r#" End="true""# } else { "" };
-        let body = format!(
-            r#"<rsp:Send><rsp:Stream Name="stdin" CommandId="{}"{end}>{}</rsp:Stream></rsp:Send>"#,
-            escape(command),
-            BASE64.encode(bytes),
-        );
-        self.envelope(Action::Send, Some(shell), &[], &body)
+        let mut body = format!(r#"<rsp:Send><rsp:Stream Name="stdin" CommandId="{}"{end}>"#, escape(command));
+        let start = body.len();
+        BASE64.encode_string(bytes, &mut body);
+        let hidden = Hidden { kind: HiddenKind::Input, range: start..body.len() };
+        body.push_str("</rsp:Stream></rsp:Send>");
+        self.envelope(Action::Send, Some(shell), &[], &body, vec![hidden])
     }
 
     pub(crate) fn terminate(&self, shell: &str, command: &str) -> Request {
@@ -176,7 +210,7 @@ impl Frame {
             r#"<rsp:Signal CommandId="{}"><rsp:Code>{TERMINATE}</rsp:Code></rsp:Signal>"#,
             escape(command),
         );
-        self.envelope(Action::Signal, Some(shell), &[], &body)
+        self.envelope(Action::Signal, Some(shell), &[], &body, Vec::new())
     }
 
     /// How many bytes of input fit into one Send of at most `max_envelope` bytes: base64 makes four of three, and
@@ -187,7 +221,15 @@ impl Frame {
         (max_envelope.saturating_sub(OVERHEAD) / 4 * 3).max(SMALLEST_SEND)
     }
 
-    fn envelope(&self, action: Action, shell: Option<&str>, options: &[(&str, &str)], body: &str) -> Request {
+    /// `hidden` names places of `body`.
+    fn envelope(
+        &self,
+        action: Action,
+        shell: Option<&str>,
+        options: &[(&str, &str)],
+        body: &str,
+        mut hidden: Vec<Hidden>,
+    ) -> Request {
         let message_id = format!("uuid:{}", upper(Uuid::new_v4()));
         let mut text = String::with_capacity(body.len() + 2048);
         text.push_str(concat!(
@@ -234,9 +276,12 @@ impl Frame {
             );
         }
         text.push_str("</s:Header><s:Body>");
+        for place in &mut hidden {
+            place.range = place.range.start + text.len()..place.range.end + text.len();
+        }
         text.push_str(body);
         text.push_str("</s:Body></s:Envelope>");
-        Request { message_id, envelope: text }
+        Request { message_id, envelope: text, action: action.uri(), hidden }
     }
 }
 
@@ -258,7 +303,7 @@ fn element(into: &mut String, name: &str, text: &str) {
 
 /// For text and attribute values alike. Line ends are written as references: a reader may make `\n` of `\r\n`
 /// (XML 1.0, 2.11), and a space of either in an attribute.
-fn escape(text: &str) -> String {
+pub(crate) fn escape(text: &str) -> String {
     let mut escaped = String::with_capacity(text.len());
     for c in text.chars() {
         match c {

@@ -104,7 +104,13 @@ impl Lab {
             Some(pin) => Transport::Https { pin: CertificatePin::from_sha256(pin).unwrap(), authentication },
             None => Transport::Http,
         };
-        WinrmLogin { addr, transport, user: USER.to_owned(), password: Password::new(PASSWORD) }
+        WinrmLogin {
+            addr,
+            transport,
+            user: USER.to_owned(),
+            password: Password::new(PASSWORD),
+            recorder: None,
+        }
     }
 
     async fn guest(&self, authentication: Authentication) -> WinrmGuest {

@@ -2,7 +2,7 @@
 //!
 //! Every text answers in one line; what it says is the guest's word.
 
-use serde::Deserialize;
+use serde::{Deserialize, Serialize};
 
 use super::text::{answers, fill};
 
@@ -65,7 +65,7 @@ impl BootId {
 }
 
 /// What a Windows is and has. What it could not say is `None`; why, is in `unread`.
-#[derive(Debug, Clone, Default, PartialEq, Eq, Deserialize)]
+#[derive(Debug, Clone, Default, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(rename_all = "camelCase")]
 pub struct WindowsFacts {
     /// For instance `Microsoft Windows Server 2022 Datacenter`.

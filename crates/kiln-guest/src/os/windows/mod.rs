@@ -15,6 +15,7 @@
 //! | [`restart`] | – | WindowsRestart: proven by the boot id |
 //! | [`update`] | update_round | WindowsUpdate: rounds, restarts, progress guard |
 //! | [`sysprep`] | deprovision_lookup, deprovision_default, sysprep_watch | generalizing |
+//! | [`proof`] | – | which guest it was, in the product's words for what is proven |
 //! | [`bootstrap`] | Unattend.xml, bootstrap, undo_register, undo, verdict | into a generalized Windows and out again |
 //!
 //! All of it is pure: no connection, no clock, no file. Each text is a file of its own beside its module, and names
@@ -30,6 +31,7 @@
 pub mod bootstrap;
 pub mod facts;
 pub mod place;
+pub mod proof;
 pub mod restart;
 pub mod script;
 pub mod sysprep;

@@ -6,5 +6,6 @@ mod files;
 mod recorded;
 mod running;
 mod server;
+mod transcripts;
 
 pub(super) use acceptor::Acceptor;

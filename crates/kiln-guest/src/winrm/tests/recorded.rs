@@ -23,33 +23,36 @@ use crate::winrm::soap::{Frame, ShellOptions};
 use crate::winrm::xml::Element;
 use crate::winrm::{CommandLine, FaultCode, Remedy, WinrmError};
 
-struct Exchange {
-    file: String,
-    action: String,
-    message_id: String,
-    status: u16,
-    request: Option<String>,
-    response: Option<String>,
+pub(super) struct Exchange {
+    pub(super) file: String,
+    /// The last part of the action's address.
+    pub(super) action: String,
+    pub(super) message_id: String,
+    pub(super) status: u16,
+    pub(super) request: Option<String>,
+    pub(super) response: Option<String>,
+}
+
+impl Exchange {
+    /// From a line of the corpus, or of a transcript, which names no recording: `file` does.
+    pub(super) fn read(value: &Value, file: &str) -> Option<Self> {
+        let text = |key: &str| value[key].as_str().map(str::to_owned);
+        Some(Self {
+            file: text("file").unwrap_or_else(|| file.to_owned()),
+            action: text("action")?.rsplit('/').next()?.to_owned(),
+            message_id: text("message_id").unwrap_or_default(),
+            status: value["status"].as_u64().unwrap_or_default().try_into().ok()?,
+            request: text("request"),
+            response: text("response"),
+        })
+    }
 }
 
 fn recorded() -> Vec<Exchange> {
     let path =
         Path::new(env!("CARGO_MANIFEST_DIR")).join("../../tests/fixtures/winrm-recorded/exchanges.jsonl");
     let text = std::fs::read_to_string(path).unwrap();
-    text.lines()
-        .map(|line| {
-            let value: Value = serde_json::from_str(line).unwrap();
-            let text = |key: &str| value[key].as_str().map(str::to_owned);
-            Exchange {
-                file: text("file").unwrap(),
-                action: text("action").unwrap().rsplit('/').next().unwrap().to_owned(),
-                message_id: text("message_id").unwrap(),
-                status: value["status"].as_u64().unwrap().try_into().unwrap(),
-                request: text("request"),
-                response: text("response"),
-            }
-        })
-        .collect()
+    text.lines().map(|line| Exchange::read(&serde_json::from_str(line).unwrap(), "").unwrap()).collect()
 }
 
 #[test]
@@ -105,7 +108,7 @@ fn every_recorded_answer_is_understood() {
 }
 
 /// A request as lines, one for each element with its attributes and text; what is new in each request is left out.
-fn flat(request: &str) -> Vec<String> {
+pub(super) fn flat(request: &str) -> Vec<String> {
     fn walk(element: &Element, path: &str, lines: &mut Vec<String>) {
         let path = format!("{path}/{}", element.name);
         let mut attributes = element.attributes.clone();
@@ -131,7 +134,7 @@ fn any_id(text: &str) -> String {
 }
 
 /// Our request for what a recorded one asked, or `None` for what we never ask.
-fn ours(exchange: &Exchange, theirs: &Element) -> Option<String> {
+pub(super) fn ours(exchange: &Exchange, theirs: &Element) -> Option<String> {
     let text = |name: &str| theirs.find(name).map(|element| element.text.clone());
     let seconds =
         |text: String| -> u64 { text.trim_start_matches("PT").trim_end_matches('S').parse().unwrap() };
@@ -171,14 +174,19 @@ fn ours(exchange: &Exchange, theirs: &Element) -> Option<String> {
                 let line = body.find("CommandLine").unwrap();
                 let arguments: Vec<String> =
                     line.children_named("Arguments").map(|a| a.text.clone()).collect();
-                let skip = option("WINRS_SKIP_CMD_SHELL").unwrap() == "True";
-                frame.command(&shell, &text("Command").unwrap(), &arguments, true, skip)
+                let set = |name: &str, unsaid| {
+                    option(name).map_or(unsaid, |flag| flag.eq_ignore_ascii_case("true"))
+                };
+                let (console, skip) =
+                    (set("WINRS_CONSOLEMODE_STDIN", true), set("WINRS_SKIP_CMD_SHELL", false));
+                frame.command(&shell, &text("Command").unwrap(), &arguments, console, skip)
             }
             "Receive" => frame.receive(&shell, theirs.find("DesiredStream").unwrap().attribute("CommandId")?),
             "Send" => {
                 let stream = theirs.find("Stream").unwrap();
-                let bytes = BASE64.decode(&stream.text).unwrap();
-                let end = stream.attribute("End") == Some("True");
+                // A transcript says of input only how much it was.
+                let bytes = BASE64.decode(&stream.text).unwrap_or_default();
+                let end = stream.attribute("End").is_some_and(|end| end.eq_ignore_ascii_case("true"));
                 frame.send(&shell, stream.attribute("CommandId").unwrap(), &bytes, end)
             }
             "Signal" => {

@@ -166,6 +166,7 @@ impl Server {
             },
             user: USER.to_owned(),
             password: Password::new(PASSWORD),
+            recorder: None,
         }
     }
 
