@@ -27,6 +27,11 @@ impl BuildAccount {
         &self.password
     }
 
+    /// What nobody else may come to know.
+    pub fn secrets(&self) -> [&str; 2] {
+        [&self.password, &self.administrator_password]
+    }
+
     /// For the answer file.
     pub fn account(&self) -> Account<'_> {
         Account {

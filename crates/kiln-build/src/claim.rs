@@ -17,6 +17,7 @@ use crate::error::BuildError;
 use crate::journal::{Journal, now};
 use crate::log::CustomizationLog;
 use crate::run_dir::{CLAIM_FORMAT, Claim, Request, RunDir, RunDirError, RunRequest};
+use crate::transcript::Transcript;
 use crate::watch::FolderWatch;
 use crate::workspace::{self, Workspace};
 
@@ -43,6 +44,8 @@ pub struct Claimed {
     pub plan: BuildPlan,
     pub journal: Journal,
     pub log: CustomizationLog,
+    /// Where one was asked for.
+    pub transcript: Option<Transcript>,
     pub control: Control,
     cancel: CancellationToken,
     /// INVARIANT: one writer. Released by the kernel when this process ends.
@@ -98,7 +101,8 @@ pub fn claim(
     }
     let deadline = Instant::now() + Duration::from_secs(60 * u64::from(plan.timeout_minutes));
     let control = Control::new(cancel.clone(), Some(deadline));
-    Ok(Claimed { dir, request, plan, journal, log, control, cancel, _lock: lock })
+    let transcript = request.transcript.then(Transcript::default);
+    Ok(Claimed { dir, request, plan, journal, log, transcript, control, cancel, _lock: lock })
 }
 
 impl Claimed {
@@ -128,6 +132,10 @@ impl Claimed {
         let library = Library::open(&self.request.library)?;
         let workspace = Workspace::prepare(&self.dir, &self.request.run_id, &settings.runtime_dir)
             .map_err(BuildError::io("create the run's folders in", self.dir.path()))?;
+        if let Some(transcript) = &self.transcript {
+            let exchanges = workspace.exchanges();
+            transcript.open(&exchanges, qemu.version()).map_err(BuildError::io("create", exchanges))?;
+        }
         Ok(Run {
             dir: self.dir.clone(),
             request: self.request.clone(),
@@ -138,6 +146,7 @@ impl Claimed {
             qemu,
             journal: self.journal.clone(),
             log: self.log.clone(),
+            transcript: self.transcript.clone(),
             control: self.control.clone(),
         })
     }

@@ -13,6 +13,7 @@ use kiln_qemu::host::Qemu;
 use crate::journal::Journal;
 use crate::log::CustomizationLog;
 use crate::run_dir::{RunDir, RunRequest};
+use crate::transcript::Transcript;
 use crate::workspace::Workspace;
 
 /// What a worker takes from its surroundings; read once, by the command.
@@ -42,6 +43,8 @@ pub struct Run {
     pub qemu: Qemu,
     pub journal: Journal,
     pub log: CustomizationLog,
+    /// Where one was asked for.
+    pub transcript: Option<Transcript>,
     /// INVARIANT: every wait of a run is bounded by this, or by something shorter.
     pub control: Control,
 }

@@ -17,16 +17,13 @@ use crate::workspace;
 const TAIL_LINES: usize = 15;
 
 pub fn finish(claimed: Claimed, result: Result<Distributed, BuildError>) -> RunState {
-    let Claimed { dir, request, plan, journal, log, control, .. } = &claimed;
+    let Claimed { dir, request, plan, journal, log, transcript, control, .. } = &claimed;
     let result = result.and_then(|distributed| match log.take_error().or_else(|| journal.take_error()) {
         Some(error) => Err(BuildError::Journal(error)),
         None => Ok(distributed),
     });
     let whole = result.as_ref().is_ok_and(|distributed| distributed.missed.is_empty());
     let keep = !whole && request.keep_on_error;
-    if !keep && let Err(error) = workspace::remove(dir) {
-        journal.warn(format!("the run's work folder {} was not removed: {error}", dir.work().display()));
-    }
     let (phase, step) = journal.position();
     // A shorter bound of its own (the login's, say) may have ended a wait: only the
     // run's own bound makes it a cancel or a time-out.
@@ -83,6 +80,15 @@ pub fn finish(claimed: Claimed, result: Result<Distributed, BuildError>) -> RunS
             (RunState::Failed, cause, Some(failure))
         }
     };
+    // Before the work folder goes, where it was taken down.
+    if let Some(transcript) = transcript
+        && let Err(error) = transcript.publish(dir, request, plan, state, &message)
+    {
+        journal.warn(format!("the transcript {} was not written: {error}", dir.transcript().display()));
+    }
+    if !keep && let Err(error) = workspace::remove(dir) {
+        journal.warn(format!("the run's work folder {} was not removed: {error}", dir.work().display()));
+    }
     if keep {
         journal.info(format!("kept for a look: {}", dir.work().display()));
     }

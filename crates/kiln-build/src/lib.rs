@@ -30,6 +30,7 @@ pub mod log;
 pub mod run_dir;
 mod seed;
 mod serial;
+pub mod transcript;
 pub mod watch;
 pub mod workspace;
 

@@ -12,6 +12,7 @@
 //!    customization.log    guest output, in AIB's form                  (worker)
 //!    serial.log           the guest's serial console                   (QEMU)
 //!    qemu.log             what QEMU itself said                        (QEMU)
+//!    transcript.jsonl     what was said to the guest, where that was asked for; whole or not there  (worker)
 //!    requests/            a file a request, for example `cancel`       (anybody)
 //!    work/                overlay, seed media, keys; gone at the end   (worker)
 //! ```
@@ -113,6 +114,9 @@ pub struct RunRequest {
     /// the output folder is this run's alone. A run of the command line has none.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub operation: Option<String>,
+    /// Take down all that is said to the guest, for `transcript.jsonl`. Nothing that a template can ask for.
+    #[serde(default, skip_serializing_if = "std::ops::Not::not")]
+    pub transcript: bool,
 }
 
 /// `claim.json`: the worker that runs, or ran last.
@@ -243,6 +247,10 @@ impl RunDir {
     pub fn screenshot(&self) -> PathBuf {
         self.path.join("screen.png")
     }
+    /// What was said to the guest and what it proves: see [`crate::transcript`].
+    pub fn transcript(&self) -> PathBuf {
+        self.path.join("transcript.jsonl")
+    }
     /// What the worker itself wrote to its standard error.
     pub fn worker_log(&self) -> PathBuf {
         self.path.join("worker.log")
@@ -326,6 +334,7 @@ mod tests {
             keep_on_error: false,
             library: "/srv/kiln/library".into(),
             operation: None,
+            transcript: false,
         }
     }
 

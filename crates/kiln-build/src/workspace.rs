@@ -47,6 +47,10 @@ impl Workspace {
     pub fn tpm_state(&self) -> PathBuf {
         self.work.join("tpm")
     }
+    /// What was said to the guest so far, for the transcript.
+    pub fn exchanges(&self) -> PathBuf {
+        self.work.join("exchanges.jsonl")
+    }
     pub fn folder(&self) -> &Path {
         &self.work
     }

@@ -159,6 +159,7 @@ impl Scene {
             keep_on_error: false,
             library: paths.library(),
             operation: Some(run.operation.clone()),
+            transcript: false,
         })?;
         Ok(run)
     }

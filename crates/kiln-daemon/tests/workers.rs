@@ -33,6 +33,7 @@ fn place(keep_on_error: bool) -> Place {
         keep_on_error,
         library,
         operation: None,
+        transcript: false,
     };
     dir.write_request(&request).unwrap();
     Place { _root: root, dir, output }

@@ -58,6 +58,9 @@ async fn accelerator(run: &Run) -> Result<Accelerator, BuildError> {
     if let Accelerator::Tcg { reason } = &found {
         run.journal.info(format!("emulating the processor (TCG): {reason}"));
     }
+    if let Some(transcript) = &run.transcript {
+        transcript.accelerator(&found);
+    }
     Ok(found)
 }
 

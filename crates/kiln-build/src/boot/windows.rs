@@ -8,6 +8,7 @@ use std::time::Duration;
 
 use kiln_guest::os::windows::bootstrap::{self, ANSWER_FILES, Architecture, BootstrapLine};
 use kiln_guest::os::windows::facts::{self, Extended, WindowsFacts};
+use kiln_guest::os::windows::proof::DiskWords;
 use kiln_guest::winrm::{Authentication, CertificatePin, Password, Transport, WinrmGuest, WinrmLogin};
 use kiln_library::ImageLease;
 use kiln_model::catalog::Generation;
@@ -25,6 +26,7 @@ use crate::error::BuildError;
 use crate::guest::WindowsGuest;
 use crate::seed::BUILD_USER;
 use crate::serial;
+use crate::transcript::Transcript;
 
 /// As long as the service waits for WinRM, plus what a first boot takes: Windows sets itself up before it logs on.
 const CONNECT_LIMIT: Duration = Duration::from_secs(60 * 60);
@@ -46,6 +48,9 @@ pub(super) async fn start(run: &Run) -> Result<WindowsGuest, BuildError> {
     let said = answer(run, &guest, "read the guest's facts", &facts::facts()).await?;
     guest.facts = WindowsFacts::parse(&said.text())
         .ok_or_else(|| BuildError::Inside { act: "read the guest's facts", detail: said.excerpt() })?;
+    if let Some(transcript) = &run.transcript {
+        transcript.guest(&guest.facts);
+    }
     // The hives do not tell; a Windows that runs does.
     if guest.facts.rearms_left == Some(0) {
         let source = &run.plan.source;
@@ -90,11 +95,16 @@ async fn connect(run: &Run, vm: &Vm, account: &BuildAccount) -> Result<WinrmGues
         }
     };
     let pin = CertificatePin::from_sha256(&sha256).map_err(|error| no_word(&error.to_string()))?;
+    let recorder = run.transcript.as_ref().and_then(Transcript::recorder);
+    if let Some(recorder) = &recorder {
+        account.secrets().into_iter().for_each(|secret| recorder.hide(secret));
+    }
     let login = WinrmLogin {
         addr: vm.forwarded(bootstrap::WINRM_PORT, &run.control).await?,
         transport: Transport::Https { pin, authentication: Authentication::Negotiate },
         user: account.user.clone(),
         password: Password::new(account.password()),
+        recorder,
     };
     let connecting = WinrmGuest::connect(login, |_attempt| {}, &control);
     let guest =
@@ -138,6 +148,9 @@ async fn prepare(run: &Run) -> Result<(Machine, BuildAccount, ImageLease), Build
             (firmware, Some(tpm))
         }
     };
+    if let Some(transcript) = &run.transcript {
+        transcript.firmware(&firmware, tpm.as_ref().map(|tpm| tpm.program.as_path()));
+    }
     let machine = Machine {
         name: format!("kiln-{}", run.request.run_id.short()),
         accelerator: accelerator(run).await?,
@@ -165,6 +178,9 @@ async fn drivers(run: &Run) -> Result<Drivers, BuildError> {
     let windows = offline::windows(run.qemu.img(), &source.path, disk_format(source.format), &run.control)
         .await
         .map_err(BuildError::Offline)?;
+    if let Some(transcript) = &run.transcript {
+        transcript.disk(DiskWords { name: windows.name.clone(), build: windows.build.clone() });
+    }
     if windows.rearms_left == Some(0) && !windows.skip_rearm {
         return Err(BuildError::NoRearm { image: format!("{} {}", source.name, source.version) });
     }

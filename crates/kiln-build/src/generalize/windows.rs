@@ -24,6 +24,7 @@ use crate::error::BuildError;
 use crate::guest::WindowsGuest;
 use crate::log::Stream;
 use crate::serial;
+use crate::transcript::GeneralizedWords;
 
 /// From the verdict to the power's end: sessions are ended, a profile goes, Windows shuts down.
 const POWER_DOWN_LIMIT: Duration = Duration::from_secs(20 * 60);
@@ -45,7 +46,7 @@ pub(super) async fn run(run: &Run, guest: WindowsGuest) -> Result<Generalized, B
     let (stopped, lease) = power_down(run, guest).await?;
     assert_undone(run, &nonce)?;
     let generalized = Generalized::new(stopped, lease);
-    look(run, &generalized, &user).await?;
+    look(run, &generalized, &user, rearms).await?;
     // Sysprep took one of them.
     if let Some(left) = rearms.map(|left| left - 1).filter(|left| *left < FEW_REARMS) {
         run.journal.warn(format!("this image may be generalized {left} more times only"));
@@ -181,12 +182,25 @@ fn assert_undone(run: &Run, nonce: &str) -> Result<(), BuildError> {
 }
 
 /// What the finished disk itself says: Windows is generalized, its volume closed, and nothing of the build is on it.
-async fn look(run: &Run, generalized: &Generalized, user: &str) -> Result<(), BuildError> {
+async fn look(
+    run: &Run,
+    generalized: &Generalized,
+    user: &str,
+    rearms_before: Option<i64>,
+) -> Result<(), BuildError> {
     let step = run.journal.step("offline", "look at the finished disk");
     let disk = generalized.image.path();
     let windows = offline::windows(run.qemu.img(), disk, generalized.image.format(), &run.control)
         .await
         .map_err(BuildError::Offline)?;
+    if let Some(transcript) = &run.transcript {
+        transcript.generalized(GeneralizedWords {
+            image_state: windows.image_state.clone(),
+            dirty: windows.dirty,
+            rearms_left_before: rearms_before,
+            rearms_left_after: windows.rearms_left,
+        });
+    }
     let failed = |detail: String| BuildError::Deprovision { detail, source: None };
     // Windows writes its hives out when it shuts down, and completes them from their logs when it starts. Not a failure:
     // Windows itself said before that it is generalized.

@@ -403,6 +403,7 @@ impl Data {
             keep_on_error: false,
             library: self.places.library.root().to_owned(),
             operation: None,
+            transcript: false,
         })
         .unwrap();
         std::fs::create_dir(dir.work()).unwrap();

@@ -494,6 +494,7 @@ fn request(inner: &Inner, run: &RunRecord) -> RunRequest {
         keep_on_error: false,
         library: inner.settings.library.clone(),
         operation: Some(run.operation.clone()),
+        transcript: false,
     }
 }
 

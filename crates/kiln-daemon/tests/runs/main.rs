@@ -436,6 +436,7 @@ async fn a_new_server_takes_over_what_the_old_one_left() {
         keep_on_error: false,
         library: place.root.path().join("library"),
         operation: Some(place.run(&prepared).await.operation),
+        transcript: false,
     };
     kiln_daemon::executor::prepare(&place.root.path().join("runs"), &plan, &request).unwrap();
     std::fs::create_dir_all(place.artifacts(&prepared)).unwrap();

@@ -25,6 +25,7 @@ impl Runs {
             keep_on_error: false,
             library: "/nowhere".into(),
             operation: None,
+            transcript: false,
         })
         .unwrap();
         if origin {

@@ -146,7 +146,7 @@ mod tests {
     const SERVER: &str = "Microsoft Windows Server 2022 Datacenter";
 
     #[test]
-    fn a_windows_that_says_all_of_it_is_verified_and_nothing_else_is() {
+    fn only_what_says_all_of_it_twice_is_verified() {
         let good = facts(SERVER, "10.0.20348", Some(2700), "ServerDatacenter");
         let on_disk = disk("Windows Server 2022 Datacenter", "20348.2582");
         let proof = Proof::of(Some(&good), Some(&on_disk));

@@ -95,6 +95,7 @@ async fn a_run_that_is_followed_tells_its_watchers() {
         keep_on_error: false,
         library: server.daemon.paths.library(),
         operation: Some(run.operation.clone()),
+        transcript: false,
     };
     dir.write_request(&request).unwrap();
     let Server { daemon, router, folder } = server;
