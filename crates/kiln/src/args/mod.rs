@@ -49,6 +49,8 @@ pub enum Command {
     /// Base images: what there is, and how to get it
     #[command(subcommand)]
     Images(ImagesCommand),
+    /// Try everything Kiln does in Windows on a Windows of your own, and write a transcript of it
+    CertifyWindows(CertifyWindowsArgs),
     /// Serve the API of Azure VM Image Builder on this host
     Serve(ServeArgs),
     /// Templates that a server keeps
@@ -255,6 +257,30 @@ pub struct ImagesRemoveArgs {
 
     /// Version; needed when several lie in the library
     pub version: Option<String>,
+}
+
+#[derive(Debug, Args)]
+#[command(after_help = "Examples:\n  kiln certify-windows --base windows-2022\n  \
+                  kiln certify-windows --base windows-2022:20348.2700 -o ./certified\n  \
+                  kiln certify-windows --base windows-2022 --updates \"IsInstalled=0 and Type='Software'\"\n\n\
+                  Every customizer in each of its variants, a restart, updates, Sysprep and the VHD, on this host.\n\
+                  What it proves is in the transcript: secrets are left out, and it can be sent in.")]
+pub struct CertifyWindowsArgs {
+    /// Base image of the library; its newest version unless one is given
+    #[arg(long, value_name = "NAME[:VERSION]")]
+    pub base: String,
+
+    /// Directory for the transcript and the VHD; made where missing
+    #[arg(short, long, value_name = "DIR", default_value = ".")]
+    pub output: PathBuf,
+
+    /// Which updates are installed [default: definitions of Windows Defender]
+    #[arg(long, value_name = "CRITERIA")]
+    pub updates: Option<String>,
+
+    /// Print run events as JSON lines on stdout, and a result object last
+    #[arg(long)]
+    pub json: bool,
 }
 
 #[derive(Debug, Args)]

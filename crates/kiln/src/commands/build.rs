@@ -14,6 +14,7 @@
 //! by ending and cleaning up, the second kills it and cleans up here.
 
 use std::cell::RefCell;
+use std::path::Path;
 
 use anyhow::Context as _;
 use kiln_build::run_dir::{REQUEST_FORMAT, RunDir, RunId, RunRequest};
@@ -72,19 +73,15 @@ async fn build(around: &Surroundings<'_>, settings: &BuildSettings) -> End {
 
     // From here on a signal is a request to the run, not the end of this process.
     let mut signals = Signals::listen().context("cannot listen for signals")?;
-    let run_dir = make_run(settings, &folders, &plan)?;
-    let worker = start_worker(around, &run_dir).await.inspect_err(|failure| {
-        // A run that never began ends here; what is in its folder tells why.
-        if let Err(error) = settle(&run_dir, &format!("{:#}", failure.error)) {
-            printer.warning(&format!("{}: {error}", run_dir.path().display()));
-        }
-    })?;
-    let outcome = watch(around, settings, &run_dir, &worker, &mut signals).await?;
-
-    let end = outcome.end.as_ref();
-    let status = end.map_or(ExitStatus::Unexpected, |end| {
-        ExitStatus::of_run(end.state, end.failure.as_ref().map(|failure| failure.fault))
-    });
+    let wanted = Wanted {
+        output: &settings.output,
+        keep_on_error: settings.keep_on_error,
+        transcript: false,
+        json: settings.json,
+    };
+    let run_dir = make_run(&wanted, &folders, &plan)?;
+    let outcome = carry_out(around, &wanted, &run_dir, &mut signals).await?;
+    let status = status_of(&outcome);
     let report = Report {
         outcome: &outcome,
         place: Place::Here(&run_dir),
@@ -103,20 +100,52 @@ async fn build(around: &Surroundings<'_>, settings: &BuildSettings) -> End {
     Ok(status)
 }
 
-fn make_run(settings: &BuildSettings, folders: &Folders, plan: &BuildPlan) -> Result<RunDir, Failure> {
+/// What a run on this host is made for, beside its plan.
+pub(super) struct Wanted<'a> {
+    /// Absolute.
+    pub output: &'a Path,
+    pub keep_on_error: bool,
+    pub transcript: bool,
+    pub json: bool,
+}
+
+pub(super) fn make_run(wanted: &Wanted<'_>, folders: &Folders, plan: &BuildPlan) -> Result<RunDir, Failure> {
     // Before anything is started: a folder that cannot be made is not worth an hour.
-    std::fs::create_dir_all(&settings.output)
-        .with_context(|| format!("cannot make the output directory {}", settings.output.display()))
+    std::fs::create_dir_all(wanted.output)
+        .with_context(|| format!("cannot make the output directory {}", wanted.output.display()))
         .map_err(Failure::host)?;
     let request = RunRequest {
         format: REQUEST_FORMAT,
         run_id: RunId::new(&plan.template_name),
-        output_dir: settings.output.clone(),
-        keep_on_error: settings.keep_on_error,
+        output_dir: wanted.output.to_owned(),
+        keep_on_error: wanted.keep_on_error,
         library: folders.library.clone(),
         operation: None,
+        transcript: wanted.transcript,
     };
     executor::prepare(&folders.runs, plan, &request).map_err(Failure::host)
+}
+
+/// Starts the worker of a prepared run and follows it to its end.
+pub(super) async fn carry_out(
+    around: &Surroundings<'_>,
+    wanted: &Wanted<'_>,
+    run_dir: &RunDir,
+    signals: &mut Signals,
+) -> Result<Outcome, Failure> {
+    let worker = start_worker(around, run_dir).await.inspect_err(|failure| {
+        // A run that never began ends here; what is in its folder tells why.
+        if let Err(error) = settle(run_dir, &format!("{:#}", failure.error)) {
+            around.printer.warning(&format!("{}: {error}", run_dir.path().display()));
+        }
+    })?;
+    watch(around, wanted.json, run_dir, &worker, signals).await
+}
+
+pub(super) fn status_of(outcome: &Outcome) -> ExitStatus {
+    outcome.end.as_ref().map_or(ExitStatus::Unexpected, |end| {
+        ExitStatus::of_run(end.state, end.failure.as_ref().map(|failure| failure.fault))
+    })
 }
 
 async fn start_worker(around: &Surroundings<'_>, run_dir: &RunDir) -> Result<Worker, Failure> {
@@ -131,13 +160,13 @@ async fn start_worker(around: &Surroundings<'_>, run_dir: &RunDir) -> Result<Wor
 /// Shows the run until it has ended, and answers requests to stop.
 async fn watch(
     around: &Surroundings<'_>,
-    settings: &BuildSettings,
+    json: bool,
     run_dir: &RunDir,
     worker: &Worker,
     signals: &mut Signals,
 ) -> Result<Outcome, Failure> {
     // One task, two branches that both show things: never at the same time.
-    let show = RefCell::new(Show::new(around.printer, settings.json, around.verbose > 0));
+    let show = RefCell::new(Show::new(around.printer, json, around.verbose > 0));
     let followed = {
         let following = follow(run_dir, worker, |news| match news {
             News::Event(event) => show.borrow_mut().event(event),

@@ -3,6 +3,7 @@
 mod az_setup;
 mod build;
 mod build_there;
+mod certify;
 mod completions;
 mod doctor;
 mod gc;
@@ -29,7 +30,7 @@ use self::prepare::NoPlan;
 use crate::args::{Cli, Command};
 use crate::exit::{ExitStatus, Failure};
 use crate::progress::refusal;
-use crate::settings::{BuildSettings, Environment, PlanSettings, ValidateSettings};
+use crate::settings::{BuildSettings, CertifySettings, Environment, PlanSettings, ValidateSettings};
 use crate::ui::{Printer, problems};
 
 /// How a command ends, but for a panic.
@@ -53,6 +54,10 @@ pub fn run(cli: Cli, environment: &Environment, printer: &Printer) -> End {
         }
         Command::Validate(args) => validate::run(around, &ValidateSettings::resolve(args)),
         Command::Plan(args) => wait_for(plan::run(around, PlanSettings::resolve(args))),
+        Command::CertifyWindows(args) => {
+            let settings = CertifySettings::resolve(args).map_err(Failure::input)?;
+            wait_for(certify::run(around, settings))
+        }
         Command::Images(args) => wait_for(images::run(around, args)),
         Command::Serve(args) => wait_for(serve::run(around, args)),
         Command::Template(args) => wait_for(template::run(around, args)),

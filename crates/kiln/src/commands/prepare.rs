@@ -92,8 +92,12 @@ pub fn check_document(
 
 /// All the way to a plan.
 pub fn prepare(input: &TemplateInput, shelves: &Shelves) -> Result<Prepared, NoPlan> {
-    let bytes = read(input)?;
-    let (problems, template) = check_template(input, &bytes, shelves, false);
+    prepare_text(input, &read(input)?, shelves)
+}
+
+/// The same for a text that was read, or made. `input` names it.
+pub fn prepare_text(input: &TemplateInput, bytes: &[u8], shelves: &Shelves) -> Result<Prepared, NoPlan> {
+    let (problems, template) = check_template(input, bytes, shelves, false);
     let Some(template) = template else { return Err(NoPlan::Problems(problems)) };
     let host =
         shelves::host_limits().context("cannot tell how much memory this host has").map_err(Failure::host)?;

@@ -25,6 +25,7 @@ pub fn run(printer: &Printer, as_json: bool) -> End {
                 "request": kiln_build::run_dir::REQUEST_FORMAT,
                 "result": crate::progress::RESULT_FORMAT,
                 "runOutput": kiln_model::event::RUN_OUTPUT_FORMAT,
+                "transcript": kiln_build::transcript::TRANSCRIPT_FORMAT,
             },
         });
         printer.data(&format!("{object:#}"));

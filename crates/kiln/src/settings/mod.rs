@@ -379,6 +379,33 @@ impl BuildSettings {
     }
 }
 
+#[derive(Debug)]
+pub struct CertifySettings {
+    /// Name of a base image in the library.
+    pub base: String,
+    /// None: the newest.
+    pub version: Option<String>,
+    /// Absolute.
+    pub output: PathBuf,
+    /// In Windows Update's own language; none: what is small and always there.
+    pub updates: Option<String>,
+    pub json: bool,
+}
+
+impl CertifySettings {
+    pub fn resolve(args: args::CertifyWindowsArgs) -> anyhow::Result<Self> {
+        let args::CertifyWindowsArgs { base, output, updates, json } = args;
+        let (base, version) = match base.split_once(':') {
+            Some((name, version)) => (name.to_owned(), Some(version.to_owned())),
+            None => (base, None),
+        };
+        if base.is_empty() || version.as_deref() == Some("") {
+            return Err(anyhow!("a base image is given as NAME or NAME:VERSION"));
+        }
+        Ok(Self { base, version, output: output_folder(&output)?, updates, json })
+    }
+}
+
 /// A folder for results, absolute.
 pub fn output_folder(given: &Path) -> anyhow::Result<PathBuf> {
     std::path::absolute(given).with_context(|| format!("{} is no usable output directory", given.display()))
@@ -499,6 +526,24 @@ mod tests {
         let link = base.path().join("link");
         std::os::unix::fs::symlink(base.path(), &link).unwrap();
         assert!(ensure_private(&link).is_err(), "a link");
+    }
+
+    #[test]
+    fn a_base_image_may_come_with_its_version() {
+        let base = |text: &str| {
+            CertifySettings::resolve(args::CertifyWindowsArgs {
+                base: text.to_owned(),
+                output: ".".into(),
+                updates: None,
+                json: false,
+            })
+            .map(|settings| (settings.base, settings.version))
+        };
+        assert_eq!(base("a").unwrap(), ("a".to_owned(), None));
+        assert_eq!(base("a:1.2").unwrap(), ("a".to_owned(), Some("1.2".to_owned())));
+        for wrong in ["", ":", ":1", "a:"] {
+            assert!(base(wrong).is_err(), "{wrong}");
+        }
     }
 
     #[test]

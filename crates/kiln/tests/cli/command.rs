@@ -50,7 +50,8 @@ fn version_is_data() {
             "problems": 1,
             "request": 1,
             "result": 1,
-            "runOutput": 1
+            "runOutput": 1,
+            "transcript": 1
           }
         }
     "#]]
