@@ -44,6 +44,7 @@ impl Machine {
             },
             user: USER.to_owned(),
             password: Password::new(PASSWORD),
+            recorder: None,
         };
         let limits = WinrmLimits { operation_timeout: Duration::from_secs(2), ..WinrmLimits::default() };
         let guest = WinrmGuest::connect_with(login, limits, |_| (), &control()).await.unwrap();

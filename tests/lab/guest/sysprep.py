@@ -34,6 +34,8 @@ class Sysprep:
         script = self.guest.state.scripted("sysprep", {})
         registry = self.guest.registry
         try:
+            # As Windows has it: undeployable until Sysprep is through.
+            registry.set(STATE, "ImageState", "String", "IMAGE_STATE_UNDEPLOYABLE")
             time.sleep(float(script.get("seconds", 3)))
             result = script.get("result", "generalized")
             if result == "hangs":
@@ -45,7 +47,6 @@ class Sysprep:
                 self._log("setuperr.log", "Error      SYSPRP Failed while rearming: no rearm is left [0xc004d307] (lab)")
                 return
             if result == "undeployable":
-                registry.set(STATE, "ImageState", "String", "IMAGE_STATE_UNDEPLOYABLE")
                 self._log("setuperr.log", "Error      SYSPRP a provider failed half-way, as c:\\lab\\sysprep.json asked for (lab)")
                 return
             if registry.get(LICENSING, "SkipRearm") != 1:

@@ -112,7 +112,8 @@ static int create(void)
     }
     if (xml && !command) {
         wchar_t *document = read_file(xml);
-        if (!wcsstr(document, L"<Triggers/>") && !wcsstr(document, L"<Triggers />") && wcsstr(document, L"<Triggers"))
+        int none = wcsstr(document, L"<Triggers/>") || wcsstr(document, L"<Triggers />");
+        if (!none && wcsstr(document, L"<Triggers"))
             not_here(L"a task with a trigger");
         if (!element(document, L"Command", action)) not_here(L"a task without an Exec");
         element(document, L"Arguments", arguments);
@@ -140,14 +141,16 @@ static int run_here(void)
     STARTUPINFOW start = {.cb = sizeof start};
     PROCESS_INFORMATION process;
     DWORD code;
-    HANDLE mutex = CreateMutexW(NULL, TRUE, named(L"")), begun = OpenEventW(EVENT_MODIFY_STATE, FALSE, named(L"-begun"));
+    HANDLE mutex = CreateMutexW(NULL, TRUE, named(L""));
+    HANDLE begun = OpenEventW(EVENT_MODIFY_STATE, FALSE, named(L"-begun"));
     if (!mutex || !begun) broken(L"a running task's names");
     HKEY at = task(0);
     text(at, L"LabCommand", action, sizeof action);
     text(at, L"LabArguments", arguments, sizeof arguments);
     swprintf(line, COUNT(line), *arguments ? L"%ls %ls" : L"%ls", action, arguments);
     set_number(at, L"LabResult", RUNNING);
-    if (CreateProcessW(NULL, line, NULL, NULL, FALSE, CREATE_NO_WINDOW, NULL, L"C:\\Windows\\System32", &start, &process)) {
+    const wchar_t *folder = L"C:\\Windows\\System32";
+    if (CreateProcessW(NULL, line, NULL, NULL, FALSE, CREATE_NO_WINDOW, NULL, folder, &start, &process)) {
         set_number(at, L"LabPid", process.dwProcessId);
         SetEvent(begun);
         WaitForSingleObject(process.hProcess, INFINITE);
@@ -174,7 +177,8 @@ static int run(void)
     }
     HANDLE begun = CreateEventW(NULL, TRUE, FALSE, named(L"-begun"));
     swprintf(line, COUNT(line), L"C:\\windows\\system32\\schtasks.exe /lab-run \"%ls\"", name);
-    if (!begun || !CreateProcessW(NULL, line, NULL, NULL, FALSE, DETACHED_PROCESS | CREATE_BREAKAWAY_FROM_JOB, NULL, NULL, &start, &process))
+    DWORD how = DETACHED_PROCESS | CREATE_BREAKAWAY_FROM_JOB;
+    if (!begun || !CreateProcessW(NULL, line, NULL, NULL, FALSE, how, NULL, NULL, &start, &process))
         broken(L"a task's process");
     HANDLE either[] = {begun, process.hProcess};
     if (WaitForMultipleObjects(2, either, FALSE, 60000) == WAIT_TIMEOUT) broken(L"a task that does not begin");
@@ -231,7 +235,11 @@ static int query(void)
     }
     HKEY tree = key(TREE, 1);
     name = found;
-    for (DWORD each = 0; size = COUNT(found) - 1, !RegEnumKeyExW(tree, each, found, &size, NULL, NULL, NULL, NULL); each++) show();
+    for (DWORD each = 0;; each++) {
+        size = COUNT(found) - 1;
+        if (RegEnumKeyExW(tree, each, found, &size, NULL, NULL, NULL, NULL)) break;
+        show();
+    }
     return 0;
 }
 

@@ -66,7 +66,8 @@ int wmain(int count, wchar_t **words)
     }
     if (count == 3 && same(words[1], L"query")) {
         SC_HANDLE service = open_service(words[2], SERVICE_QUERY_STATUS | SERVICE_QUERY_CONFIG);
-        if (!QueryServiceStatus(service, &now) || !QueryServiceConfigW(service, config, sizeof room, &needed)) broken(L"a service");
+        if (!QueryServiceStatus(service, &now)) broken(L"a service");
+        if (!QueryServiceConfigW(service, config, sizeof room, &needed)) broken(L"a service");
         if (now.dwCurrentState >= COUNT(states) || config->dwStartType >= COUNT(starts)) broken(L"a service's state");
         say(STD_OUTPUT_HANDLE, L"%ls %ls", states[now.dwCurrentState], starts[config->dwStartType]);
         return 0;

@@ -26,7 +26,8 @@ int wmain(int count, wchar_t **words)
     SOCKET sock = socket(AF_INET, SOCK_STREAM, 0);
     if (!*port || connect(sock, (struct sockaddr *)&address, sizeof address)) broken(L"the power switch");
     send(sock, octets, strlen(octets), 0);
-    while (size < (int)sizeof octets - 1 && (got = recv(sock, octets + size, sizeof octets - 1 - size, 0)) > 0) size += got;
+    const int most = sizeof octets - 1;
+    while (size < most && (got = recv(sock, octets + size, most - size, 0)) > 0) size += got;
     octets[size] = 0;
     char *tab = strchr(octets, '\t');
     if (!tab) broken(L"the power switch's answer");

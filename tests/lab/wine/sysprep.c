@@ -80,7 +80,8 @@ int wmain(int count, wchar_t **words)
         else if (same(words[each], L"/shutdown")) off++;
         else if (!same(words[each], L"/mode:vm")) not_here(words[each]);
     }
-    if (oobe != 1 || generalize != 1 || quiet != 1 || quit + off != 1) not_here(L"Sysprep.exe but with /oobe /generalize /quiet and /quit or /shutdown");
+    if (oobe != 1 || generalize != 1 || quiet != 1 || quit + off != 1)
+        not_here(L"Sysprep.exe but with /oobe /generalize /quiet and /quit or /shutdown");
     script(result, sizeof result, &seconds);
     DWORD third = (DWORD)(seconds * 1000 / 3);
 
@@ -103,5 +104,7 @@ int wmain(int count, wchar_t **words)
     be(L"IMAGE_STATE_GENERALIZE_RESEAL_TO_OOBE");
     append(L"setupact.log", "Info", "generalized");
     Sleep(third);
-    return off ? (int)_wspawnl(_P_WAIT, L"C:\\Windows\\System32\\shutdown.exe", L"shutdown.exe", L"/s", L"/t", L"0", NULL) : 0;
+    if (!off) return 0;
+    const wchar_t *program = L"C:\\Windows\\System32\\shutdown.exe";
+    return (int)_wspawnl(_P_WAIT, program, L"shutdown.exe", L"/s", L"/t", L"0", NULL);
 }

@@ -35,8 +35,10 @@ int wmain(int words, wchar_t **word)
     HANDLE snapshot = CreateToolhelp32Snapshot(TH32CS_SNAPPROCESS, 0);
     if (snapshot == INVALID_HANDLE_VALUE) broken(L"the list of processes");
     all[0].dwSize = sizeof all[0];
-    for (BOOL more = Process32FirstW(snapshot, &all[0]); more && ++count < MOST; more = Process32NextW(snapshot, &all[count]))
+    for (BOOL more = Process32FirstW(snapshot, &all[0]); more && ++count < MOST;) {
         all[count].dwSize = sizeof all[count];
+        more = Process32NextW(snapshot, &all[count]);
+    }
     for (DWORD each = 0; image && each < count; each++)
         if (same(all[each].szExeFile, image)) end(all[each].th32ProcessID, tree);
     if (id) end(id, tree);

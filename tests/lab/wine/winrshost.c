@@ -54,11 +54,12 @@ int wmain(void)
 
     HANDLE job = CreateJobObjectW(NULL, NULL);
     limits.BasicLimitInformation.LimitFlags = JOB_OBJECT_LIMIT_KILL_ON_JOB_CLOSE | JOB_OBJECT_LIMIT_BREAKAWAY_OK;
-    if (!job || !SetInformationJobObject(job, JobObjectExtendedLimitInformation, &limits, sizeof limits)) broken(L"job");
+    if (!SetInformationJobObject(job, JobObjectExtendedLimitInformation, &limits, sizeof limits)) broken(L"job");
     start.hStdInput = GetStdHandle(STD_INPUT_HANDLE);
     start.hStdOutput = GetStdHandle(STD_OUTPUT_HANDLE);
     start.hStdError = GetStdHandle(STD_ERROR_HANDLE);
-    if (!CreateProcessW(NULL, given, NULL, NULL, TRUE, CREATE_SUSPENDED, NULL, *directory ? directory : NULL, &start, &process)) {
+    const wchar_t *folder = *directory ? directory : NULL;
+    if (!CreateProcessW(NULL, given, NULL, NULL, TRUE, CREATE_SUSPENDED, NULL, folder, &start, &process)) {
         say(STD_ERROR_HANDLE, L"lab: cannot start %ls (%lu)", given, GetLastError());
         tell(code_file, GetLastError());
         return 1;

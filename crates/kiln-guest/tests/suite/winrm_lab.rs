@@ -10,10 +10,12 @@ use std::process::Stdio;
 use std::sync::{Arc, Mutex};
 use std::time::Duration;
 
+use base64::Engine as _;
+use base64::engine::general_purpose::STANDARD as BASE64;
 use kiln_guest::Stream;
 use kiln_guest::winrm::{
-    Authentication, CertificatePin, CommandLine, Password, Transport, UploadWay, WinrmError, WinrmGuest,
-    WinrmLimits, WinrmLogin,
+    Authentication, CertificatePin, CommandLine, Password, Recorder, Transport, UploadWay, WinrmError,
+    WinrmGuest, WinrmLimits, WinrmLogin,
 };
 use kiln_host::wait::Control;
 use serde_json::{Value, json};
@@ -166,6 +168,53 @@ async fn commands_run_by_each_way_in() {
         let error = WinrmGuest::connect_with(wrong, limits(), |_| (), &control()).await.unwrap_err();
         assert!(matches!(error, WinrmError::LoginRefused { .. }), "{args:?}: {error}");
         assert!(!lab.log().contains(PASSWORD));
+    }
+}
+
+/// A file in memory.
+#[derive(Clone, Default)]
+struct Memory(Arc<Mutex<Vec<u8>>>);
+
+impl std::io::Write for Memory {
+    fn write(&mut self, bytes: &[u8]) -> std::io::Result<usize> {
+        self.0.lock().unwrap().write(bytes)
+    }
+    fn flush(&mut self) -> std::io::Result<()> {
+        Ok(())
+    }
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn exchanges_are_taken_down_without_the_password() {
+    for (args, authentication) in WAYS {
+        let Some(lab) = Lab::start(args, json!([])) else { return };
+        let memory = Memory::default();
+        let recorder = Recorder::new(memory.clone());
+        let login = WinrmLogin { recorder: Some(recorder.clone()), ..lab.login(*authentication) };
+        let guest = WinrmGuest::connect_with(login, limits(), |_| (), &control()).await.unwrap();
+        // The guest says it back.
+        let echo = CommandLine::cmd("a test", format!("echo \"{PASSWORD}\""));
+        let sort = CommandLine::cmd("a test", "sort");
+        for (line, input) in [(echo, None), (sort, Some(PASSWORD.as_bytes()))] {
+            let done = guest.exec(&line, input, &control()).await.unwrap();
+            assert!(done.text().contains(PASSWORD), "{args:?}: {done:?}");
+        }
+        guest.close().await;
+        let tally = recorder.finish().unwrap();
+        let text = String::from_utf8(memory.0.lock().unwrap().clone()).unwrap();
+        let lines: Vec<Value> = text.lines().map(|line| serde_json::from_str(line).unwrap()).collect();
+        assert_eq!((lines.len(), tally.omitted), (usize::try_from(tally.exchanges).unwrap(), 0));
+        for action in ["Identify", "Create", "Command", "Send", "Receive", "Signal", "Delete"] {
+            let is = |line: &&Value| line["action"].as_str().unwrap().ends_with(action);
+            let found = lines.iter().find(is).unwrap_or_else(|| panic!("{args:?}: no {action}"));
+            let inside = |key: &str| found[key].as_str().unwrap_or_default().contains("Envelope>");
+            // Nobody waits for the answer to a Send when its command is over.
+            let answered = inside("response") || action == "Send";
+            assert!(inside("request") && answered, "{args:?}: {found}");
+        }
+        let encoded = BASE64.encode(PASSWORD);
+        assert!(!text.contains(PASSWORD) && !text.contains(&encoded), "{args:?}: {text}");
+        assert!(text.contains("echo &quot;[removed]&quot;"), "{args:?}");
     }
 }
 

@@ -49,7 +49,7 @@ pub enum Command {
     /// Base images: what there is, and how to get it
     #[command(subcommand)]
     Images(ImagesCommand),
-    /// Try everything Kiln does in Windows on a Windows of your own, and write a transcript of it
+    /// Try all that Kiln does in Windows on one of your own, and write a transcript
     CertifyWindows(CertifyWindowsArgs),
     /// Serve the API of Azure VM Image Builder on this host
     Serve(ServeArgs),

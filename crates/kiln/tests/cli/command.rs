@@ -8,6 +8,7 @@ fn help_is_as_it_was() {
     let help = |args: &[&str]| text(&Kiln::new().run(args).stdout);
     expect_file!["help/kiln.txt"].assert_eq(&help(&["--help"]));
     expect_file!["help/build.txt"].assert_eq(&help(&["build", "--help"]));
+    expect_file!["help/certify-windows.txt"].assert_eq(&help(&["certify-windows", "--help"]));
     expect_file!["help/images-import.txt"].assert_eq(&help(&["images", "import", "--help"]));
 }
 
@@ -103,6 +104,25 @@ fn a_template_that_is_not_there_is_named() {
             "{command}: {stderr}"
         );
     }
+}
+
+#[test]
+fn only_an_image_with_the_right_system_is_certified() {
+    let kiln = Kiln::new();
+    for (base, said) in [
+        ("debian-12", "debian-12 is a Linux image"),
+        ("nobodys", "there is no base image nobodys"),
+        ("debian-12:", "NAME or NAME:VERSION"),
+    ] {
+        let output = kiln.run(&["certify-windows", "--base", base]);
+        assert_eq!(output.status.code(), Some(1), "{base}");
+        assert!(text(&output.stderr).contains(said), "{base}: {}", text(&output.stderr));
+        assert!(output.stdout.is_empty(), "{base}");
+    }
+    let output = kiln.run(&["certify-windows", "--base", "debian-12", "--json"]);
+    let object: serde_json::Value = serde_json::from_slice(&output.stdout).unwrap();
+    assert_eq!((output.status.code(), &object["exitStatus"]), (Some(1), &1.into()), "{object}");
+    assert!(!kiln.data().join("runs").exists(), "nothing was begun");
 }
 
 #[test]

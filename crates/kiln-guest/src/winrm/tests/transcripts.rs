@@ -100,11 +100,14 @@ fn complaints(name: &str, text: &str) -> Vec<String> {
     let digest = kiln_host::digest::hex(&Sha256::digest(rest));
     check(head["exchangesSha256"] == digest.as_str(), "its exchanges are not those that were written");
     check(head["exchanges"] == rest.lines().count(), "it has another number of exchanges than it says");
-    check(head["outcome"] == "Succeeded", "its run did not succeed");
     let facts: Option<WindowsFacts> = serde_json::from_value(head["guest"].clone()).unwrap_or_default();
     let disk: Option<DiskWords> = serde_json::from_value(head["disk"].clone()).unwrap_or_default();
+    let failure = (head["outcome"] != "Succeeded").then(|| head["message"].as_str().unwrap_or_default());
     let proof = Proof::of(facts.as_ref(), disk.as_ref());
-    check(head["proof"] == proof.of_run(name, None).as_str(), "it claims something else than its facts give");
+    check(
+        head["proof"] == proof.of_run(name, failure).as_str(),
+        "it claims something else than its facts give",
+    );
     check(
         name.starts_with(&format!("transcript-{}", proof.file_part(facts.as_ref()))),
         "its name is another guest's",
@@ -304,7 +307,13 @@ async fn a_transcript_that_claims_too_much_or_was_changed_is_found() {
     let name = "transcript-lab-no-windows-20260101T000000Z.jsonl";
     let good = transcript(name, lab, disk, "lab-tested (no Windows)", &lines);
     assert_eq!(complaints(name, &good), [""; 0]);
+    let failed = good.replace("Succeeded\"", "Failed\",\"message\":\"it is gone\"");
+    assert_eq!(
+        complaints(name, &failed.replace("lab-tested (no Windows)\"", "failed: it is gone\"")),
+        [""; 0]
+    );
     let bad = [
+        failed,
         transcript(
             name,
             lab,

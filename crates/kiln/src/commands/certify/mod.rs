@@ -58,10 +58,8 @@ async fn certify(around: &Surroundings<'_>, settings: &CertifySettings) -> End {
     let text = template(&platform, version, &inputs, settings.updates.as_deref()).to_string();
     let made = TemplateInput::File(NAME.into());
     let plan = match prepare_text(&made, text.as_bytes(), &shelves) {
-        Ok(Prepared { plan, problems }) => {
-            super::show_problems(around, NAME, &problems);
-            plan
-        }
+        // What works here and not in Azure is no news: nobody takes this template there.
+        Ok(Prepared { plan, problems: _ }) => plan,
         Err(why) => return super::refused(around, NAME, settings.json, why),
     };
     if plan.source.name != settings.base {

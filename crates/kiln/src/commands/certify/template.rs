@@ -58,6 +58,7 @@ pub fn template(platform: &PlatformName, version: &str, inputs: &Inputs, updates
         "properties": {
             // What the service allows at most: a first boot and updates take long, an emulated processor longer.
             "buildTimeoutInMinutes": 960,
+            "vmProfile": { "vmSize": "Standard_B2s" },
             "source": {
                 "type": "PlatformImage",
                 "publisher": platform.publisher,
