@@ -72,8 +72,20 @@ fn every_customizer_and_sysprep() {
     std::fs::write(&script, "Write-Output \"fetched, $env:PACKER_BUILD_NAME\"\r\nexit 3\r\n").unwrap();
     let placed = kiln.path().join("placed.txt");
     std::fs::write(&placed, "placed by a build\n").unwrap();
+    // Two rounds; further ones, and updates that fail in each, are the engine's tests'.
+    let updates = json!([
+        { "id": "one", "kb": "900001", "title": "One that installs" },
+        { "id": "two", "kb": "900002", "title": "One that wants a restart", "restart": true, "eula": true },
+    ]);
     let template = lab()
-        .customizer(powershell("look", &["Write-Output 'inline ran'", "Write-Error 'does not end it'"]))
+        .customizer(powershell(
+            "look",
+            &[
+                "Write-Output 'inline ran'",
+                "Write-Error 'does not end it'",
+                &format!("Set-Content -Path 'c:/lab/updates.json' -Value '{updates}'"),
+            ],
+        ))
         .customizer(json!({
             "type": "PowerShell", "name": "fetched", "validExitCodes": [0, 3],
             "scriptUri": file_address(&script), "sha256Checksum": sha256sum(&script),
@@ -111,8 +123,6 @@ fn every_customizer_and_sysprep() {
         "Running Windows update, round 1...",
         "Running Windows update, round 2...",
         "install succeeded (0x00000000), wants a restart",
-        "install failed (0x80070643)",
-        "Lab update found after a restart",
         ">>> Sysprep complete ...",
         "(telemetry) Starting provisioner windows-restart",
         "(telemetry) Starting provisioner windows-update",
@@ -130,7 +140,7 @@ fn every_customizer_and_sysprep() {
     assert_eq!(disk.text("placed.txt"), "placed by a build\n");
     assert_eq!(disk.text("restarted.txt").trim(), "Azure-Image-Builder-Restarted-the-VM");
     let kept: Value = serde_json::from_str(&disk.text("Windows/System32/config/lab.json")).unwrap();
-    assert_eq!(kept["updates"]["installed"].as_array().map(Vec::len), Some(3), "{kept:#}");
+    assert_eq!(kept["updates"]["installed"].as_array().map(Vec::len), Some(2), "{kept:#}");
 }
 
 /// Secure Boot and a TPM, a larger disk, and a deprovisioning script of one's own; by way of the server's API.

@@ -434,6 +434,7 @@ pub mod tests {
                     "templateName": "hello",
                     "templateSha256": "bbbbbbbbbbbbbbbbbbbbbbbbbbbbbbbbbbbbbbbbbbbbbbbbbbbbbbbbbbbbbbbb",
                     "generation": "V1",
+                    "os": "linux",
                     "tags": {
                       "team": "images"
                     },
