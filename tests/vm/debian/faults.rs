@@ -1,6 +1,4 @@
-//! One case each of the tiny guest's fault matrix, on a grown-up system.
-
-use std::time::Duration;
+//! Two cases of the tiny guest's fault matrix, on a grown-up system: what the others try is the host's alone.
 
 use kiln_tests::kiln::Kiln;
 use kiln_tests::template::debian;
@@ -17,35 +15,6 @@ fn canceled_in_a_customizer() {
     let done = ended.steps_done();
     assert!(done.iter().any(|id| id == "connect") && !done.iter().any(|id| id == "customize/1"), "{done:?}");
     assert!(!ended.log().contains("Finalizing"), "nothing of the build goes on: {}", ended.log());
-    kiln.assert_nothing_left();
-}
-
-#[test]
-fn qemu_killed_in_a_customizer() {
-    let kiln = Kiln::new();
-    let running = kiln.start(&debian().shell("forever", ENDLESS));
-    running.until_step("customize/1");
-    running.qemu().kill();
-    let ended = running.wait().failed();
-    assert!(ended.cause().contains("QEMU") || ended.cause().contains("virtual machine"), "{}", ended.cause());
-    assert_eq!(ended.failed_step(), "Shell \"forever\"");
-    // The end of the console is told, and where all of it lies.
-    assert!(!ended.result["failure"]["consoleTail"].as_array().unwrap().is_empty(), "{:#}", ended.result);
-    assert!(ended.stderr.contains("serial.log"), "{}", ended.stderr);
-    kiln.assert_nothing_left();
-}
-
-/// A minute is about what the boot takes: whatever runs when it is over is named.
-#[test]
-fn time_out() {
-    let kiln = Kiln::new();
-    let ended = kiln.build(&debian().timeout_minutes(1).shell("forever", ENDLESS)).failed();
-    assert!(
-        ended.cause().contains("Timeout waiting for microservice to complete: 'context deadline exceeded'"),
-        "{}",
-        ended.cause()
-    );
-    assert!(ended.took < Duration::from_secs(100), "{:?}", ended.took);
     kiln.assert_nothing_left();
 }
 
