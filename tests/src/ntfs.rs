@@ -70,9 +70,4 @@ impl Ntfs {
         let ended = finish(hivexget.arg(&file).args([key, value]), crate::disk::LIMIT);
         ended.status.success().then(|| ended.text().trim().to_owned())
     }
-
-    /// Size of the volume's partition, bytes.
-    pub fn size(&self) -> u64 {
-        std::fs::metadata(&self.volume).unwrap().len()
-    }
 }

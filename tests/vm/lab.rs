@@ -137,14 +137,14 @@ fn every_customizer_and_sysprep() {
     assert_eq!(kept["updates"]["installed"].as_array().map(Vec::len), Some(2), "{kept:#}");
 }
 
-/// Secure Boot and a TPM, a larger disk, and a deprovisioning script of one's own; by way of the server's API.
+/// Secure Boot and a TPM, and a deprovisioning script of one's own; by way of the server's API.
 #[test]
 fn the_second_generation_through_a_server() {
     engine_or_skip!();
     let kiln = Kiln::new();
     let _slot = slots::take();
     let daemon = Daemon::start(&kiln);
-    let template = lab_gen2().disk_gb(3).customizer(powershell(
+    let template = lab_gen2().customizer(powershell(
         "own",
         &[
             "Set-Content -Path 'c:/DeprovisioningScript.ps1' -Value @'",
@@ -159,11 +159,9 @@ fn the_second_generation_through_a_server() {
     let run = kiln.runs().pop().unwrap();
     let log = std::fs::read_to_string(run.join("customization.log")).unwrap();
     assert!(log.contains("an own script seals it"), "{log}");
-    assert!(log.contains("C: was extended from 512 MiB"), "{log}");
     let vhd = download(&daemon, "t");
     footer::assert_fit_for_azure(&vhd);
-    let disk = assert_sealed(&vhd, kiln.path());
-    assert!(disk.size() > 1 << 30, "{}", disk.size());
+    assert_sealed(&vhd, kiln.path());
     daemon.stop();
     assert_clean(&kiln);
 }
@@ -184,6 +182,7 @@ fn an_image_that_cannot_be_deployed_is_none() {
 /// The checksum is wrong: no machine starts.
 #[test]
 fn a_wrong_checksum_starts_nothing() {
+    engine_or_skip!();
     let kiln = Kiln::new();
     let script = kiln.path().join("a.ps1");
     std::fs::write(&script, "exit 0\n").unwrap();
