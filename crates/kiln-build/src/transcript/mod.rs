@@ -30,7 +30,7 @@ use kiln_host::process::Invocation;
 use kiln_host::publish::Aside;
 use kiln_model::Sha256;
 use kiln_model::event::{NoticeLevel, RunEvent, RunEventKind, StepOutcome, read_events};
-use kiln_model::plan::BuildPlan;
+use kiln_model::plan::{BuildPlan, Customizer, InputLocation};
 use kiln_model::run::RunState;
 use kiln_qemu::firmware::Firmware;
 use kiln_qemu::host::Accelerator;
@@ -182,7 +182,7 @@ fn head(
         image: ImageWords::of(&plan.source),
         guest: seen.guest.clone(),
         disk: seen.disk.clone(),
-        customizers: plan.redacted().customizers,
+        customizers: without_places(plan),
         steps: Vec::new(),
         warnings: Vec::new(),
         generalized: seen.generalized.clone(),
@@ -220,6 +220,17 @@ fn head(
         }
     }
     head
+}
+
+/// What was asked for. Of a file of this host its name is enough: where people keep theirs is their own.
+fn without_places(plan: &BuildPlan) -> Vec<Customizer> {
+    let mut plan = plan.redacted();
+    for input in plan.inputs_mut() {
+        if let InputLocation::File(path) = &input.location {
+            input.location = InputLocation::File(path.file_name().unwrap_or_default().into());
+        }
+    }
+    plan.customizers
 }
 
 /// `20261127T181221Z` of `2026-11-27T18:12:21.000Z`.

@@ -313,6 +313,27 @@ fn its_head_has_the_form_that_was_promised() {
 }
 
 #[test]
+fn where_files_lie_on_a_host_is_not_told() {
+    let Place { dir, request, .. } = &place();
+    let mut plan = plan();
+    let address = |text: &str| InputLocation::parse(text).unwrap();
+    let places = ["file:///home/somebody/a.ps1", "https://host.example/b.ps1?sig=secret"];
+    let inputs = places.map(|place| kiln_model::plan::InputRef { location: address(place), sha256: None });
+    plan.customizers = inputs
+        .into_iter()
+        .map(|source| Customizer {
+            position: 1,
+            name: String::new(),
+            action: kiln_model::plan::CustomizerAction::File { source, destination: "c:/x".to_owned() },
+        })
+        .collect();
+    Transcript::default().publish(dir, request, &plan, RunState::Succeeded, "made").unwrap();
+    let text = std::fs::read_to_string(dir.transcript()).unwrap();
+    assert!(text.contains("\"a.ps1\"") && text.contains("host.example/b.ps1"), "{text}");
+    assert!(!text.contains("somebody") && !text.contains("sig=secret"), "{text}");
+}
+
+#[test]
 fn a_newer_one_is_called_newer_and_anything_else_no_transcript() {
     assert!(matches!(Head::from_line(r#"{"format": 2, "new": 1}"#), Err(HeadError::Newer { found: 2 })));
     for other in ["", "{}", r#"{"format": 1}"#] {

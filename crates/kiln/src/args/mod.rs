@@ -278,6 +278,10 @@ pub struct CertifyWindowsArgs {
     #[arg(long, value_name = "CRITERIA")]
     pub updates: Option<String>,
 
+    /// When something does not pass, keep the disk in the run directory
+    #[arg(long)]
+    pub keep_on_error: bool,
+
     /// Print run events as JSON lines on stdout, and a result object last
     #[arg(long)]
     pub json: bool,

@@ -389,12 +389,13 @@ pub struct CertifySettings {
     pub output: PathBuf,
     /// In Windows Update's own language; none: what is small and always there.
     pub updates: Option<String>,
+    pub keep_on_error: bool,
     pub json: bool,
 }
 
 impl CertifySettings {
     pub fn resolve(args: args::CertifyWindowsArgs) -> anyhow::Result<Self> {
-        let args::CertifyWindowsArgs { base, output, updates, json } = args;
+        let args::CertifyWindowsArgs { base, output, updates, keep_on_error, json } = args;
         let (base, version) = match base.split_once(':') {
             Some((name, version)) => (name.to_owned(), Some(version.to_owned())),
             None => (base, None),
@@ -402,7 +403,7 @@ impl CertifySettings {
         if base.is_empty() || version.as_deref() == Some("") {
             return Err(anyhow!("a base image is given as NAME or NAME:VERSION"));
         }
-        Ok(Self { base, version, output: output_folder(&output)?, updates, json })
+        Ok(Self { base, version, output: output_folder(&output)?, updates, keep_on_error, json })
     }
 }
 
@@ -535,6 +536,7 @@ mod tests {
                 base: text.to_owned(),
                 output: ".".into(),
                 updates: None,
+                keep_on_error: false,
                 json: false,
             })
             .map(|settings| (settings.base, settings.version))

@@ -72,15 +72,19 @@ async fn certify(around: &Surroundings<'_>, settings: &CertifySettings) -> End {
 
     // From here on a signal is a request to the run, not the end of this process.
     let mut signals = Signals::listen().context("cannot listen for signals")?;
-    let wanted =
-        Wanted { output: &settings.output, keep_on_error: false, transcript: true, json: settings.json };
+    let wanted = Wanted {
+        output: &settings.output,
+        keep_on_error: settings.keep_on_error,
+        transcript: true,
+        json: settings.json,
+    };
     let run_dir = make_run(&wanted, &folders, &plan)?;
     let outcome = carry_out(around, &wanted, &run_dir, &mut signals).await?;
     let report = Report {
         outcome: &outcome,
         place: Place::Here(&run_dir),
         output_dir: Some(&settings.output),
-        kept_on_error: false,
+        kept_on_error: settings.keep_on_error,
         paint: printer.err,
     };
     report.lines().iter().for_each(|line| printer.talk(line));
