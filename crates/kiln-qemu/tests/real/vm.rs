@@ -224,9 +224,10 @@ async fn machines_for_windows_start() {
         let stick = blocks.as_array().unwrap().iter().find(|block| block["removable"] == true);
         assert!(stick.is_some_and(|stick| stick["inserted"]["ro"] == true), "a removable drive: {blocks:#}");
         vm.pull_medium(0, &in_time()).await.unwrap();
-        let blocks = vm.qmp().execute("query-block", json!({})).await.unwrap();
-        let left = blocks.as_array().unwrap().iter().filter(|block| block["removable"] == true);
-        assert_eq!(left.count(), 0, "the stick is gone: {blocks:#}");
+        let path = json!({ "path": "/machine/peripheral" });
+        let devices = vm.qmp().execute("qom-list", path).await.unwrap();
+        let left = devices.as_array().unwrap().iter().filter(|device| device["name"] == "usb-medium0");
+        assert_eq!(left.count(), 0, "the stick is gone: {devices:#}");
         assert!(vm.pull_medium(0, &in_time()).await.is_err(), "there is none to be pulled");
         let shot = dir.path().join("screen.png");
         vm.screenshot(&shot, &in_time()).await.unwrap();
