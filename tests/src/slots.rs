@@ -15,9 +15,12 @@ pub struct Slot {
 }
 
 /// Waits for a slot. Tests of guests wait their turn here, as long as it takes: every
-/// holder is bounded itself.
+/// holder is bounded itself. Who came first is served first: one that wants a second
+/// slot would else wait for as long as others come, and hold its first one idle.
 pub fn take() -> Slot {
     let folder = crate::settings::test_data();
+    let turn = File::create(folder.join("guest-turn")).unwrap();
+    turn.lock().unwrap();
     loop {
         for number in 0..SLOTS {
             let file = File::create(folder.join(format!("guest-slot-{number}"))).unwrap();
@@ -28,6 +31,6 @@ pub fn take() -> Slot {
             }
         }
         // A lock on one of several files has no event to wait for.
-        std::thread::sleep(Duration::from_millis(200));
+        std::thread::sleep(Duration::from_millis(50));
     }
 }
