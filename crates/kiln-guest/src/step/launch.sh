@@ -39,7 +39,8 @@ begin() {
 # Was it put here before? A folder with this name is whole.
 for base in "$HOME" /var/tmp /tmp; do
   folder=$base/.kiln-step-$nonce
-  if [ -d "$folder" ]; then begin "$folder"; fi
+  # A reset can leave names without their bytes.
+  if [ -s "$folder/boot" ] && [ -s "$folder/script" ]; then begin "$folder"; fi
 done
 
 # In a later boot there is nothing to begin: the step may have been what ended the boot it was meant for, its folder
