@@ -51,8 +51,8 @@ fn assert_sealed(vhd: &Path, folder: &Path) -> Ntfs {
     assert_eq!(state.as_deref(), Some("IMAGE_STATE_GENERALIZE_RESEAL_TO_OOBE"));
     let kept: Value = serde_json::from_str(&disk.text("Windows/System32/config/lab.json")).unwrap();
     for of_the_build in ["accounts", "certificates", "listeners", "tasks"] {
-        assert!(kept[of_the_build].as_object().is_none_or(serde_json::Map::is_empty), "{kept:#}");
-        assert!(kept[of_the_build].as_array().is_none_or(Vec::is_empty), "{kept:#}");
+        let nothing = [json!({}), json!([])];
+        assert!(nothing.contains(&kept[of_the_build]), "{of_the_build}: {kept:#}");
     }
     assert_eq!(kept["services"]["WinRM"], json!({ "StartType": "Manual", "Status": "Stopped" }), "{kept:#}");
     for (folder, names) in

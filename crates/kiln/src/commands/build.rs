@@ -35,8 +35,12 @@ use crate::settings::{self, BuildSettings, Folders};
 
 pub async fn run(around: &Surroundings<'_>, settings: BuildSettings) -> End {
     let ended = build_somewhere(around, &settings).await;
-    if let (true, Err(failure)) = (settings.json, &ended) {
-        // Whoever reads stdout learns it there, too.
+    told_in_json(around, settings.json, ended)
+}
+
+/// Whoever reads stdout learns there, too, why nothing was begun.
+pub(super) fn told_in_json(around: &Surroundings<'_>, json: bool, ended: End) -> End {
+    if let (true, Err(failure)) = (json, &ended) {
         around.printer.data(&refusal(&format!("{:#}", failure.error), &[], failure.status()));
     }
     ended

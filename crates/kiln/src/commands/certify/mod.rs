@@ -22,13 +22,12 @@ use kiln_model::catalog::{Catalog, CatalogEntry, Os, PlatformName, StoredImage};
 use serde_json::json;
 
 use self::template::{Inputs, NAME, template};
-use super::build::{Wanted, carry_out, make_run, status_of};
+use super::build::{Wanted, carry_out, make_run, status_of, told_in_json};
 use super::prepare::{Prepared, prepare_text};
 use super::shelves::Shelves;
 use super::signals::Signals;
 use super::{End, Surroundings};
 use crate::exit::{ExitStatus, Failure};
-use crate::progress::refusal;
 use crate::progress::report::{Place, Report};
 use crate::settings::{self, CertifySettings, Folders, TemplateInput};
 use crate::ui::guest_text::neutralize;
@@ -40,11 +39,7 @@ const CERTIFICATION_FORMAT: u32 = 1;
 
 pub async fn run(around: &Surroundings<'_>, settings: CertifySettings) -> End {
     let ended = certify(around, &settings).await;
-    if let (true, Err(failure)) = (settings.json, &ended) {
-        // Whoever reads stdout learns it there, too.
-        around.printer.data(&refusal(&format!("{:#}", failure.error), &[], failure.status()));
-    }
-    ended
+    told_in_json(around, settings.json, ended)
 }
 
 async fn certify(around: &Surroundings<'_>, settings: &CertifySettings) -> End {
