@@ -182,6 +182,9 @@ impl Library {
         let Some(&generation) = written.generations.first() else {
             return Err(contradiction("it boots as no generation"));
         };
+        if let Some(trouble) = written.login.trouble(written.os) {
+            return Err(contradiction(trouble));
+        }
         let image = StoredImage {
             path: dir.join(&written.file),
             name: written.name,
@@ -308,7 +311,7 @@ impl Library {
             os: image.os,
             generations: image.generations.clone(),
             arch: image.arch,
-            login: image.login,
+            login: image.login.clone(),
             platform: image.platform.clone(),
             stored_at: image.stored_at.clone(),
             origin,

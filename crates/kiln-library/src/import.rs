@@ -199,6 +199,9 @@ impl Taking<'_> {
         let request = self.request;
         check_name(&request.name)?;
         check_version(&request.version)?;
+        if let Some(trouble) = request.login.trouble(request.os) {
+            return Err(self.refused(trouble.to_owned()));
+        }
         let source = Source::open(&request.path)?;
         let format = probe::format_of(&source.file, source.length)
             .map_err(LibraryError::disk("read", &request.path))?
@@ -267,7 +270,7 @@ impl Taking<'_> {
             generation,
             generations,
             arch: request.arch,
-            login: request.login,
+            login: request.login.clone(),
             format: shape.kept.format(),
             sha256,
             virtual_size: shape.virtual_size,

@@ -102,7 +102,7 @@ impl Library {
             os: entry.os,
             generations: entry.generations.clone(),
             arch: entry.arch,
-            login: entry.login,
+            login: entry.login.clone(),
             sha256: None,
         };
         let origin = |sha256| ImageOrigin::Pulled {

@@ -4,7 +4,11 @@
 //! a recipe). Whether its bytes are on the shelf is the library's knowledge; it
 //! hands `StoredImage`s to [`crate::check`] and to plan making.
 
+mod login;
+
 use serde::{Deserialize, Serialize};
+
+pub use login::{Credentials, CredentialsError, Listener, Login, certificate_digest};
 
 use crate::Sha256;
 use crate::json::{self, FormatError};
@@ -44,16 +48,6 @@ pub enum DiskFormat {
     Vhd,
     Vhdx,
     Vmdk,
-}
-
-/// How a build gets into the guest for the first time.
-#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
-#[serde(rename_all = "kebab-case")]
-pub enum Login {
-    /// cloud-init reads the build's account and keys from NoCloud media.
-    CloudInit,
-    /// A generalized Windows reads an answer file from a removable medium and opens WinRM.
-    AnswerFile,
 }
 
 /// A Marketplace image name: publisher, offer and sku compare without case.
@@ -298,7 +292,7 @@ impl Catalog {
                     os: image.os,
                     generations: image.generations.clone(),
                     arch: image.arch,
-                    login: image.login,
+                    login: image.login.clone(),
                     format: image.format,
                     source: CatalogSource::Imported,
                 }),
@@ -429,6 +423,9 @@ impl CatalogEntry {
         }
         if self.generations.is_empty() {
             return Some("it boots in no generation".to_owned());
+        }
+        if let Some(trouble) = self.login.trouble(self.os) {
+            return Some(trouble.to_owned());
         }
         for (index, served) in self.platform.iter().enumerate() {
             if let Some(generation) = served.generation

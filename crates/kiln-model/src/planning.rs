@@ -7,7 +7,7 @@
 use std::collections::BTreeMap;
 
 use crate::api::ApiVersion;
-use crate::catalog::{Os, StoredImage};
+use crate::catalog::{Login, Os, StoredImage};
 use crate::plan::{
     BuildPlan, Customizer, CustomizerAction, Distributor, HostLimits, PLAN_FORMAT, PlannedMachine, VmSize,
 };
@@ -64,6 +64,12 @@ impl CheckedTemplate {
         }
         if image.os == Os::Windows {
             warnings.push(WINDOWS_PROOF.to_owned());
+        }
+        if let Login::Credentials(credentials) = &image.login {
+            warnings.push(format!(
+                "the image keeps the account \"{}\", its password and its WinRM listener: they are the base image's own",
+                credentials.user()
+            ));
         }
         let (TemplateSource::Platform { name, version, .. }, true) = (&self.source, refused.is_empty())
         else {

@@ -35,7 +35,7 @@ fn stored(entry: &CatalogEntry) -> StoredImage {
         generation: entry.generations[0],
         generations: entry.generations.clone(),
         arch: entry.arch,
-        login: entry.login,
+        login: entry.login.clone(),
         format: entry.format,
         sha256: Sha256::from_bytes([0xab; 32]),
         virtual_size: 4 << 30,

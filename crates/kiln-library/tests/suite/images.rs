@@ -7,7 +7,7 @@ use kiln_host::wait::Interrupted;
 use kiln_library::{
     BuiltImage, Check, Checked, ImageError, ImageOrigin, ImportRequest, Imported, Library, LibraryError,
 };
-use kiln_model::catalog::{Arch, DiskFormat, Generation, Login, Os, ServedName};
+use kiln_model::catalog::{Arch, Credentials, DiskFormat, Generation, Listener, Login, Os, ServedName};
 use kiln_qemu::disk::DiskFormat as QemuFormat;
 
 use crate::store::{Store, noise, qemu_img, sha256, soon, walk};
@@ -153,6 +153,28 @@ async fn every_format_comes_in_as_the_same_disk() {
         let names: Vec<_> =
             store.files().iter().map(|file| file.rsplit('/').next().unwrap().to_owned()).collect();
         assert_eq!(names.len(), 3, "{names:?}");
+    }
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn an_installed_windows_keeps_its_way_in_on_the_shelf() {
+    let store = Store::new();
+    let disk = write(&store, "disk.raw", &bootable(8 * MIB));
+    let own = Credentials::new("builder".into(), "/etc/kiln/p".into(), Listener::Http, Some(15985)).unwrap();
+    let linux = ImportRequest { login: Login::Credentials(own), ..request(&disk) };
+    let refused = import(&store, &linux).await.unwrap_err().to_string();
+    assert!(refused.contains("login: credentials are for an installed Windows"), "{refused}");
+    let windows = ImportRequest { os: Os::Windows, ..linux };
+    let image = import(&store, &windows).await.unwrap().image;
+    assert_eq!(image.login, windows.login);
+    assert_eq!(store.library.images().unwrap(), std::slice::from_ref(&image));
+    // A record that somebody changed is held to the same.
+    let record = image.path.with_file_name("image.json");
+    let text = std::fs::read_to_string(&record).unwrap();
+    for (from, to) in [("\"windows\"", "\"linux\""), ("/etc/kiln/p", "p")] {
+        assert!(text.contains(from), "{text}");
+        std::fs::write(&record, text.replace(from, to)).unwrap();
+        assert_eq!(store.library.images().unwrap(), [], "{from}");
     }
 }
 

@@ -40,7 +40,7 @@ fn stored(entry: &CatalogEntry, version: &str, stored_at: &str) -> StoredImage {
         generation: entry.generations[0],
         generations: entry.generations.clone(),
         arch: entry.arch,
-        login: entry.login,
+        login: entry.login.clone(),
         format: entry.format,
         sha256: Sha256::from_bytes([1; 32]),
         virtual_size: 1 << 30,
@@ -67,6 +67,10 @@ fn entries_that_contradict_themselves_are_named() {
             "has this name",
         ),
         (entry("a", served, RECIPE) + &entry("b", served, RECIPE), "served by \"a\""),
+        (
+            entry("a", served, RECIPE).replace("cloud-init", "{credentials: {user: u, passwordFile: /p}}"),
+            "login: credentials are for an installed Windows",
+        ),
         (entry("a", served, "    source: {recipe: {folder: ../x}}\n"), "not below"),
         (entry("a", served, "    source: {recipe: {folder: /x}}\n"), "not below"),
         (
@@ -96,6 +100,90 @@ fn entries_that_contradict_themselves_are_named() {
     ] {
         let error = parse(&format!("{HEAD}{text}")).expect_err(part);
         assert!(error.contains(part), "{error}");
+    }
+}
+
+/// An entry of a Windows, with this below `login:`.
+fn installed(login: &str) -> String {
+    entry("a", "", RECIPE)
+        .replace("os: linux", "os: windows")
+        .replace("login: cloud-init", &format!("login:\n{login}"))
+}
+
+#[test]
+fn an_installed_windows_is_written_as_a_person_would() {
+    let digest = "2c6ff6902a4a52deee69e8db26d0036a53388651008aaf31795bb20dabd21fd8";
+    let read =
+        |login: &str| parse(&format!("{HEAD}{}", installed(login))).unwrap().entries()[0].login.clone();
+    let login =
+        read("      credentials:\n        user: builder\n        passwordFile: /etc/kiln/golden.password\n");
+    let Login::Credentials(credentials) = &login else { panic!("{login:?}") };
+    assert_eq!((credentials.user(), credentials.port()), ("builder", 5986));
+    assert_eq!(credentials.password_file(), std::path::Path::new("/etc/kiln/golden.password"));
+    assert_eq!(credentials.listener(), Listener::Https { certificate: None });
+    // What is absent stays absent.
+    assert_eq!(
+        serde_json::to_value(&login).unwrap(),
+        serde_json::json!({"credentials": {"user": "builder", "passwordFile": "/etc/kiln/golden.password"}})
+    );
+
+    let colons: Vec<String> = digest
+        .to_uppercase()
+        .as_bytes()
+        .chunks(2)
+        .map(|pair| String::from_utf8_lossy(pair).into_owned())
+        .collect();
+    let pinned = read(&format!(
+        "      credentials: {{user: 'LAB\\b', passwordFile: /p, transport: https, port: 15986, certificateSha256: '{}'}}\n",
+        colons.join(":")
+    ));
+    let Login::Credentials(credentials) = &pinned else { panic!("{pinned:?}") };
+    assert_eq!(credentials.port(), 15986);
+    assert_eq!(credentials.listener(), Listener::Https { certificate: Some(digest.parse().unwrap()) });
+    assert_eq!(
+        pinned.to_string(),
+        format!(
+            "its own account LAB\\b, password in /p, WinRM over HTTPS on port 15986, certificate {digest}"
+        )
+    );
+    let plain = read("      credentials: {user: b, passwordFile: /p, transport: http}\n");
+    assert!(plain.to_string().ends_with("over HTTP on port 5985"), "{plain}");
+    for login in [login, pinned, plain] {
+        let text = serde_json::to_string(&login).unwrap();
+        assert_eq!(serde_json::from_str::<Login>(&text).unwrap(), login, "{text}");
+    }
+}
+
+#[test]
+fn credentials_that_cannot_be_tried_say_which_field_and_what_to_do() {
+    let digest = "0".repeat(64);
+    for (fields, part) in [
+        ("passwordFile: /p".to_owned(), "user"),
+        ("user: u".to_owned(), "passwordFile"),
+        ("user: '', passwordFile: /p".to_owned(), "user: it is empty; give the name"),
+        ("user: \"u\\n\", passwordFile: /p".to_owned(), "control character"),
+        (
+            "user: u, passwordFile: p".to_owned(),
+            "passwordFile: \"p\" is no absolute path; write the whole one",
+        ),
+        ("user: u, passwordFile: /p, port: 0".to_owned(), "port: 0 is none; leave it out"),
+        ("user: u, passwordFile: /p, port: 70000".to_owned(), "70000"),
+        ("user: u, passwordFile: /p, transport: ssh".to_owned(), "ssh"),
+        ("user: u, passwordFile: /p, password: p".to_owned(), "password"),
+        (
+            "user: u, passwordFile: /p, certificateSha256: abc".to_owned(),
+            "certificateSha256: \"abc\" is no digest",
+        ),
+        (
+            format!("user: u, passwordFile: /p, transport: http, certificateSha256: '{digest}'"),
+            "certificateSha256: over plain HTTP no certificate is shown; take it out",
+        ),
+    ] {
+        let text = format!("{HEAD}{}", installed(&format!("      credentials: {{{fields}}}\n")));
+        let error = parse(&text).expect_err(part);
+        assert!(error.contains(part), "{part}: {error}");
+        // The place: line 7 of the file has `login`.
+        assert!(error.contains("line 8") || error.contains("login"), "{error}");
     }
 }
 
@@ -245,10 +333,14 @@ fn versions_compare_number_by_number() {
 fn the_entry_format_is_golden() {
     let url = "    source: {url: {addresses: [https://h/i], version: '1', checksum: {sha256: 2c6ff6902a4a52deee69e8db26d0036a53388651008aaf31795bb20dabd21fd8}}}\n";
     let catalog = parse(&format!(
-        "{HEAD}{}{}{}",
+        "{HEAD}{}{}{}{}",
         entry("a", "{publisher: p, offer: o, sku: s, generation: V1}", url),
         entry("b", "", "    source: {url: {addresses: [https://h/i], checksum: {file: {addresses: [https://h/c], algorithm: sha512}}}}\n"),
-        entry("c", "", "    source: imported\n")
+        entry("c", "", "    source: imported\n"),
+        entry("d", "", "    source: imported\n").replace("os: linux", "os: windows").replace(
+            "login: cloud-init",
+            "login: {credentials: {user: u, passwordFile: /p, port: 5987, certificateSha256: 2c6ff6902a4a52deee69e8db26d0036a53388651008aaf31795bb20dabd21fd8}}"
+        )
     ))
     .unwrap();
     let json = crate::json::pretty(&catalog.entries());

@@ -1,7 +1,7 @@
 use expect_test::expect_file;
 
 use super::*;
-use crate::catalog::{Catalog, Generation};
+use crate::catalog::{Catalog, Credentials, Generation, Listener, Login};
 use crate::json::FormatError;
 use crate::plan::InputLocation;
 use crate::{CheckContext, Document, Sha256, check};
@@ -27,7 +27,7 @@ fn image(generation: Generation, virtual_size: u64) -> StoredImage {
         generation,
         generations: entry.generations.clone(),
         arch: entry.arch,
-        login: entry.login,
+        login: entry.login.clone(),
         format: entry.format,
         sha256: Sha256::from_bytes([0xab; 32]),
         virtual_size,
@@ -210,6 +210,18 @@ fn the_image_itself_is_asked_too() {
     let plan = template_on("Own", "2022-07-01", restart).plan(&windows, HOST).unwrap();
     assert_eq!(plan.deprovision, None, "Sysprep does it");
     assert!(plan.warnings.iter().any(|warning| warning.contains("none is verified on a Windows")));
+    assert!(!plan.warnings.iter().any(|warning| warning.contains("keeps the account")));
+    let mut installed = windows.clone();
+    let own = Credentials::new("builder".into(), "/p".into(), Listener::Http, None).unwrap();
+    installed.login = Login::Credentials(own);
+    let of_installed = template_on("Own", "2022-07-01", restart).plan(&installed, HOST).unwrap();
+    assert!(
+        of_installed.warnings.iter().any(|warning| warning.contains("keeps the account \"builder\"")),
+        "{:?}",
+        of_installed.warnings
+    );
+    let json = of_installed.to_json();
+    assert_eq!(BuildPlan::from_json(&json).unwrap(), of_installed, "{json}");
     let [restart, update] = &plan.customizers[..] else { panic!("{:?}", plan.customizers) };
     let CustomizerAction::WindowsRestart { timeout_ms, check_command, .. } = &restart.action else {
         panic!()

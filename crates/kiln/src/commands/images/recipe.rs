@@ -59,7 +59,7 @@ pub async fn build(around: &Surroundings<'_>, folders: &Folders, name: &str) -> 
         os: entry.os,
         generations: entry.generations.clone(),
         arch: entry.arch,
-        login: entry.login,
+        login: entry.login.clone(),
         sha256: Some(made),
     };
     let transfers = Transfers::new(around.printer, around.verbose > 0);
