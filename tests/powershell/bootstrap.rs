@@ -3,7 +3,7 @@
 use std::time::Duration;
 
 use kiln_guest::os::windows::bootstrap::{
-    BootstrapLine, Verdict, bootstrap, bootstrap_line, register_undo, undo, verdict,
+    BootstrapLine, Undoing, Verdict, bootstrap, bootstrap_line, register_undo, undo, verdict,
 };
 use sha2::{Digest as _, Sha256};
 
@@ -162,8 +162,14 @@ function global:Remove-CimInstance { [CmdletBinding()] param([Parameter(ValueFro
 function global:Unregister-ScheduledTask { [CmdletBinding()] param($TaskName, [switch] $Confirm) Add-Call "unregister $TaskName" }
 "#;
 
+const BOOTSTRAPPED: Undoing = Undoing::Bootstrap { user: "packer" };
+
 fn undo_text(lab: &Lab) -> String {
-    let text = with(&undo("nonce", "packer"), "Folder", &word(&lab.shown("build")));
+    undo_text_of(lab, BOOTSTRAPPED)
+}
+
+fn undo_text_of(lab: &Lab, undoing: Undoing) -> String {
+    let text = with(&undo("nonce", undoing), "Folder", &word(&lab.shown("build")));
     let text = with(&with(&text, "VerdictSeconds", "1"), "ProfileSeconds", "1");
     with(&text, "PauseMilliseconds", "50")
 }
@@ -247,6 +253,41 @@ fn what_was_there_before_is_put_back() {
     assert!(calls.contains(&r"remove WSMan:\localhost\Listener\https".to_owned()), "{calls:#?}");
 }
 
+/// A Windows that had account, listener, certificate and policy before the build. What an earlier build left in the
+/// folder, or that there is nothing in it, changes nothing.
+#[test]
+fn an_installed_system_loses_only_what_is_the_builds() {
+    let lab = lab!();
+    for leftover in [true, false] {
+        std::fs::remove_file(lab.path("serial")).ok();
+        std::fs::remove_file(lab.path("calls")).ok();
+        built(&lab, "generalized");
+        if !leftover {
+            std::fs::remove_file(lab.path("build/before.json")).unwrap();
+        }
+        let text = undo_text_of(&lab, Undoing::BuildOnly);
+        assert!(!text.contains("packer"), "{text}");
+        lab.run(&format!("{FRESH}{BUILT}"), &text).ended_with(0);
+        assert_eq!(lines(&lab), [BootstrapLine::Undone { done: true, problems: vec![] }]);
+        assert_eq!(lab.calls(), ["unregister kiln-undo", "shutdown /s /f /t 0"]);
+        assert!(!lab.path("build").exists());
+        assert!(lab.path("profile").exists());
+        assert_eq!(lab.read("c/Windows/Panther/unattend.xml"), "canary");
+    }
+    // What cannot be removed is said, and the power goes all the same.
+    std::fs::remove_file(lab.path("serial")).unwrap();
+    built(&lab, "generalized");
+    let stays = "function global:Unregister-ScheduledTask { [CmdletBinding()] param($TaskName, [switch] $Confirm) throw 'it stays' }\n";
+    lab.run(&format!("{FRESH}{BUILT}{stays}"), &undo_text_of(&lab, Undoing::BuildOnly)).ended_with(0);
+    assert_eq!(lines(&lab), [BootstrapLine::Undone { done: false, problems: vec!["task: it stays".into()] }]);
+    assert_eq!(lab.calls().last().map(String::as_str), Some("shutdown /s /f /t 0"));
+    // "keep" is the same for both.
+    std::fs::remove_file(lab.path("calls")).unwrap();
+    built(&lab, "keep");
+    lab.run(&format!("{FRESH}{BUILT}"), &undo_text_of(&lab, Undoing::BuildOnly)).ended_with(0);
+    assert_eq!(lab.calls(), ["unregister kiln-undo"]);
+}
+
 #[test]
 fn what_cannot_be_undone_is_reported_and_the_rest_is_done() {
     let lab = lab!();
@@ -325,7 +366,7 @@ function global:Get-ScheduledTask { [CmdletBinding()] param($TaskName) [pscustom
 #[test]
 fn the_undoing_is_registered_and_seen_to_wait() {
     let lab = lab!();
-    let text = with(&register_undo("nonce", "packer").unwrap(), "Folder", &word(&lab.shown("build")));
+    let text = with(&register_undo("nonce", BOOTSTRAPPED).unwrap(), "Folder", &word(&lab.shown("build")));
     let text = with(&text, "BeginSeconds", "1");
     // What an earlier try left does not count.
     lab.write("build/waits", "");
@@ -333,7 +374,7 @@ fn the_undoing_is_registered_and_seen_to_wait() {
     let answer = lab.run(SCHEDULER, &text).ended_with(0).answer();
     assert_eq!(answer["waits"], true);
     assert_eq!(lab.calls(), ["register kiln-undo", "start kiln-undo"]);
-    assert_eq!(lab.read("build/undo.ps1"), undo("nonce", "packer"));
+    assert_eq!(lab.read("build/undo.ps1"), undo("nonce", BOOTSTRAPPED));
     assert!(!lab.path("build/verdict").exists());
 
     let answer = lab.run(&format!("{SCHEDULER}$Lab.Begins = $false\n"), &text).ended_with(1).answer();

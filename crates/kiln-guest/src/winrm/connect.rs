@@ -8,9 +8,12 @@
 //!       refused after a while) · answers
 //! ```
 //!
+//! Who is to be expected may have to be learned first: [`first_certificate`] waits for a certificate and says nothing.
+//!
 //! Attempts start at once and back off from 100 ms to 1 s. A refused login is met with long pauses: Windows locks an
 //! account after ten wrong passwords in ten minutes, and a guest that is merely not ready yet is not worth that.
 
+use std::net::SocketAddr;
 use std::time::Duration;
 
 use kiln_host::wait::{Control, Interrupted};
@@ -20,6 +23,7 @@ use super::answer::Answer;
 use super::channel::Channel;
 use super::error::{LinkFailure, PostFailure, WinrmError};
 use super::fault::Remedy;
+use super::http;
 use super::login::{WinrmLimits, WinrmLogin};
 
 /// One attempt that did not lead to a login, for whoever shows progress.
@@ -34,8 +38,6 @@ pub struct WinrmAttempt<'a> {
 
 const FIRST_PAUSE: Duration = Duration::from_millis(100);
 const LONGEST_PAUSE: Duration = Duration::from_secs(1);
-/// How many times a refused login is tried within its grace.
-const LOGIN_TRIES: u32 = 8;
 
 /// Tries until there is a channel, the control ends, or a failure has lasted that no waiting will mend.
 pub(crate) async fn connect(
@@ -86,7 +88,7 @@ pub(crate) async fn connect(
                         last: Box::new(failure),
                     });
                 }
-                this_pause = this_pause.max(limits.refused_login / LOGIN_TRIES);
+                this_pause = this_pause.max(limits.refused_login / limits.login_retries.max(1));
             }
             // The guest is (again) on its way up: whatever was refused before may be right next time.
             _ => (wrong_certificate_since, refused_since) = (None, None),
@@ -99,6 +101,42 @@ pub(crate) async fn connect(
         }
         pause = (pause * 2).min(LONGEST_PAUSE);
     }
+}
+
+/// Waits for somebody who shows a certificate at `addr`, and gives its SHA-256 digest: for a guest of which nothing is
+/// known before. Nothing is said to them. Whoever connects afterwards pins it.
+///
+/// # Errors
+/// [`WinrmError::NoAnswer`] with what was seen last, [`WinrmError::Interrupted`] when canceled.
+pub async fn first_certificate(
+    addr: SocketAddr,
+    limits: &WinrmLimits,
+    control: &Control,
+) -> Result<[u8; 32], WinrmError> {
+    let begin = Instant::now();
+    let mut pause = FIRST_PAUSE;
+    let mut attempts = 0;
+    let mut last = None;
+    let why = loop {
+        match control.guard(http::shown_certificate(addr, limits)).await {
+            Ok(Ok(digest)) => return Ok(digest),
+            Ok(Err(failure)) => {
+                attempts += 1;
+                tracing::debug!(%addr, attempts, %failure, "no certificate yet");
+                last = Some(Box::new(failure));
+            }
+            Err(why) => break why,
+        }
+        // As above: there is no event for "the guest listens now".
+        if let Err(why) = control.sleep(pause).await {
+            break why;
+        }
+        pause = (pause * 2).min(LONGEST_PAUSE);
+    };
+    Err(match why {
+        Interrupted::Canceled => WinrmError::Interrupted(why),
+        Interrupted::DeadlinePassed => WinrmError::NoAnswer { addr, attempts, waited: begin.elapsed(), last },
+    })
 }
 
 async fn attempt(login: &WinrmLogin, limits: &WinrmLimits) -> Result<Channel, LinkFailure> {

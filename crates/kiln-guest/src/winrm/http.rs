@@ -49,16 +49,37 @@ impl HttpAnswer {
     }
 }
 
+async fn dial(addr: SocketAddr, limits: &WinrmLimits) -> Result<TcpStream, LinkFailure> {
+    let tcp = tokio::time::timeout(limits.silence, TcpStream::connect(addr))
+        .await
+        .map_err(|_| LinkFailure::Silent { limit: limits.silence })?
+        .map_err(LinkFailure::from_connect)?;
+    // A request is one write, and the answer to it is waited for.
+    tcp.set_nodelay(true).map_err(LinkFailure::NoConnection)?;
+    Ok(tcp)
+}
+
+/// One look at the certificate that is shown at `addr`: its SHA-256 digest.
+pub(crate) async fn shown_certificate(
+    addr: SocketAddr,
+    limits: &WinrmLimits,
+) -> Result<[u8; 32], LinkFailure> {
+    let shown = tls::shown(dial(addr, limits).await?);
+    let shown = tokio::time::timeout(limits.silence, shown)
+        .await
+        .map_err(|_| LinkFailure::Silent { limit: limits.silence })?;
+    shown.map_err(|failure| match failure {
+        NoTls::Handshake(error) => LinkFailure::Tls(error),
+        // No certificate is wrong where none is pinned.
+        NoTls::WrongCertificate { got } => LinkFailure::WrongCertificate { expected: got.clone(), got },
+    })
+}
+
 impl Wire {
     pub(crate) async fn open(login: &WinrmLogin, limits: &WinrmLimits) -> Result<Self, LinkFailure> {
         let addr = login.addr;
         let silent = |_| LinkFailure::Silent { limit: limits.silence };
-        let tcp = tokio::time::timeout(limits.silence, TcpStream::connect(addr))
-            .await
-            .map_err(silent)?
-            .map_err(LinkFailure::from_connect)?;
-        // A request is one write, and the answer to it is waited for.
-        tcp.set_nodelay(true).map_err(LinkFailure::NoConnection)?;
+        let tcp = dial(addr, limits).await?;
         match &login.transport {
             Transport::Http => Self::start(tcp, addr, None).await,
             Transport::Https { pin, .. } => {

@@ -28,8 +28,8 @@ pub struct WinrmLogin {
 pub enum Transport {
     /// TLS, to the one certificate that fits the pin. Port 5986.
     ///
-    /// INVARIANT: the guest's WinRM certificate is known before the first connection and is checked on each one:
-    /// nobody sits in the middle. Guarded by `tls::connect`, the only way to a TLS connection.
+    /// INVARIANT: the guest's WinRM certificate is known before a word is said to it and is checked on each connection:
+    /// nobody sits in the middle. Guarded by `tls::connect`, the only way to a TLS connection that carries anything.
     Https { pin: CertificatePin, authentication: Authentication },
     /// Plain HTTP with every message sealed by NTLM. Port 5985. The guest is known by its password only.
     Http,
@@ -150,6 +150,9 @@ pub struct WinrmLimits {
     /// How long a refused login is met with another attempt: WinRM may answer before the account is set up. Few
     /// attempts fit in, so that no account is locked.
     pub refused_login: Duration,
+    /// How many more times a refused login is tried meanwhile. A Windows of somebody else's making may lock an account
+    /// after few wrong passwords.
+    pub login_retries: u32,
     /// How long a server waits for output before it answers a Receive without any. At most 60 s on a Windows
     /// (`MaxTimeoutms`).
     pub operation_timeout: Duration,
@@ -173,6 +176,7 @@ impl Default for WinrmLimits {
             silence: Duration::from_secs(10),
             wrong_certificate: Duration::from_secs(30),
             refused_login: Duration::from_secs(180),
+            login_retries: 8,
             operation_timeout: Duration::from_secs(20),
             answer_grace: Duration::from_secs(30),
             reconnect: Duration::from_secs(5 * 60),

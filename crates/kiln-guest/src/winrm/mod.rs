@@ -52,7 +52,7 @@ mod tests;
 pub use answer::AnswerError;
 pub use clixml::ClixmlDecoder;
 pub use command::{CommandLine, LINE_LIMIT};
-pub use connect::WinrmAttempt;
+pub use connect::{WinrmAttempt, first_certificate};
 pub use error::{LinkFailure, WinrmError};
 pub use fault::{Fault, FaultCode, Remedy};
 pub use guest::{CommandEnd, WinrmGuest};

@@ -93,6 +93,9 @@ impl Recorder {
         Self { inner: Arc::new(Mutex::new(inner)), begin: Instant::now() }
     }
 
+    /// Of a secret, bytes: a shorter one would be found everywhere, and cannot be hidden.
+    pub const SHORTEST_SECRET: usize = super::redact::SHORTEST;
+
     /// Replaces `secret` in all that comes from now on. A login's password is hidden by the login itself.
     pub fn hide(&self, secret: &str) {
         self.inner().redactor.hide(secret);

@@ -23,7 +23,7 @@ use super::soap::escape;
 /// What stands where a secret was.
 pub(crate) const MARK: &str = "[removed]";
 /// Of a form, bytes: whatever is shorter would be found everywhere.
-const SHORTEST: usize = 4;
+pub(crate) const SHORTEST: usize = 4;
 /// The beginning of a secret at the end of a piece counts as one from this many bytes on.
 const PART: usize = 6;
 /// Streams whose last bytes are remembered; more at once than any client of ours has.

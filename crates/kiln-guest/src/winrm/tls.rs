@@ -30,9 +30,31 @@ pub(crate) async fn connect(
     tcp: TcpStream,
     pin: &CertificatePin,
 ) -> Result<(TlsStream<TcpStream>, Vec<u8>), NoTls> {
+    let stream = shake_hands(tcp, Some(pin)).await?;
+    let binding = end_point_binding(shown_by(&stream)?);
+    Ok((stream, binding))
+}
+
+/// The SHA-256 digest of the certificate that whoever listens shows, and holds the key of. Nothing is said to them:
+/// the connection ends with the handshake.
+pub(crate) async fn shown(tcp: TcpStream) -> Result<[u8; 32], NoTls> {
+    let stream = shake_hands(tcp, None).await?;
+    Ok(Sha256::digest(shown_by(&stream)?).into())
+}
+
+fn shown_by(stream: &TlsStream<TcpStream>) -> Result<&[u8], NoTls> {
+    let certificates = stream.get_ref().1.peer_certificates();
+    let first = certificates.and_then(|all| all.first());
+    first
+        .map(|first| first.as_ref())
+        .ok_or_else(|| NoTls::Handshake(io::Error::other("the server showed no certificate")))
+}
+
+/// Without a pin any certificate will do.
+async fn shake_hands(tcp: TcpStream, pin: Option<&CertificatePin>) -> Result<TlsStream<TcpStream>, NoTls> {
     let provider = Arc::new(ring::default_provider());
     let got = Arc::new(OnceLock::new());
-    let verifier = Pinned { pin: pin.clone(), got: Arc::clone(&got), provider: Arc::clone(&provider) };
+    let verifier = Pinned { pin: pin.cloned(), got: Arc::clone(&got), provider: Arc::clone(&provider) };
     // The address is no name: none is sent, and none is checked.
     let name = tcp.peer_addr().map_err(NoTls::Handshake)?.ip();
     let config = rustls::ClientConfig::builder_with_provider(provider)
@@ -42,23 +64,16 @@ pub(crate) async fn connect(
         .with_custom_certificate_verifier(Arc::new(verifier))
         .with_no_client_auth();
     let connector = TlsConnector::from(Arc::new(config));
-    match connector.connect(ServerName::IpAddress(name.into()), tcp).await {
-        Ok(stream) => {
-            let certificates = stream.get_ref().1.peer_certificates();
-            let binding = certificates.and_then(|all| all.first()).map(|first| end_point_binding(first));
-            let none = || NoTls::Handshake(io::Error::other("the server showed no certificate"));
-            Ok((stream, binding.ok_or_else(none)?))
-        }
-        Err(error) => Err(match got.get() {
-            Some(got) => NoTls::WrongCertificate { got: CertificatePin::clone(got) },
-            None => NoTls::Handshake(error),
-        }),
-    }
+    connector.connect(ServerName::IpAddress(name.into()), tcp).await.map_err(|error| match got.get() {
+        Some(got) => NoTls::WrongCertificate { got: CertificatePin::clone(got) },
+        None => NoTls::Handshake(error),
+    })
 }
 
 #[derive(Debug)]
 struct Pinned {
-    pin: CertificatePin,
+    /// `None` only to learn what there is to pin.
+    pin: Option<CertificatePin>,
     /// Set when another certificate was shown.
     got: Arc<OnceLock<CertificatePin>>,
     provider: Arc<CryptoProvider>,
@@ -73,10 +88,10 @@ impl ServerCertVerifier for Pinned {
         _ocsp_response: &[u8],
         _now: UnixTime,
     ) -> Result<ServerCertVerified, rustls::Error> {
-        if self.pin.fits(end_entity) {
+        let Some(pin) = self.pin.as_ref().filter(|pin| !pin.fits(end_entity)) else {
             return Ok(ServerCertVerified::assertion());
-        }
-        self.got.get_or_init(|| self.pin.of_same_kind(end_entity));
+        };
+        self.got.get_or_init(|| pin.of_same_kind(end_entity));
         Err(rustls::Error::InvalidCertificate(CertificateError::ApplicationVerificationFailure))
     }
 

@@ -15,6 +15,8 @@
 //!
 //! * `bootstrap.ps1` writes down what it changes (`before.json`); `undo.ps1` puts that back, and removes listener,
 //!   certificate with key, firewall rule, policy, autologon, answer files, account, profile, task and its own folder.
+//! * A Windows with an account and a listener of its own is told nothing: no medium, no bootstrap. Of it `undo.ps1`
+//!   removes the build's folder and task ([`Undoing::BuildOnly`]), and nothing else.
 //! * The build's account ends with the build, so nobody can be logged in as it when it goes: the undoing runs as
 //!   SYSTEM, after the connection's last use. The connection may break in the middle of the verdict's answer: what
 //!   counts is the line on the serial port.
@@ -153,12 +155,24 @@ pub fn bootstrap(nonce: &str) -> Vec<u8> {
     ))
 }
 
+/// How much of this Windows is the build's, and goes.
+///
+/// Told by whoever began the build, not found out in the guest: what an earlier build left there must not decide whose
+/// account is removed.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Undoing<'a> {
+    /// `bootstrap.ps1` made account, listener, certificate, firewall rule and policy for this build: all of it.
+    Bootstrap { user: &'a str },
+    /// All of these were there before and stay: only the build's folder and task.
+    BuildOnly,
+}
+
 /// Before Sysprep: the text that registers the undoing and sees it wait. Exit code 0, or 1 with `error` in its answer.
 ///
 /// # Errors
 /// Answers the character of a path that XML cannot hold; ours have none.
-pub fn register_undo(nonce: &str, user: &str) -> Result<String, char> {
-    let undo = undo(nonce, user);
+pub fn register_undo(nonce: &str, undoing: Undoing) -> Result<String, char> {
+    let undo = undo(nonce, undoing);
     let xml =
         task_xml("Takes an image build out of this Windows.", RunAs::System, &format!("{FOLDER}\\undo.ps1"))?;
     Ok(fill(
@@ -174,13 +188,18 @@ pub fn register_undo(nonce: &str, user: &str) -> Result<String, char> {
 }
 
 /// The undoing itself, as [`register_undo`] puts it into the guest.
-pub fn undo(nonce: &str, user: &str) -> String {
+pub fn undo(nonce: &str, undoing: Undoing) -> String {
+    let (bootstrapped, user) = match undoing {
+        Undoing::Bootstrap { user } => (true, user),
+        Undoing::BuildOnly => (false, ""),
+    };
     fill(
         include_str!("undo.ps1"),
         &[
             ("Nonce", Value::Text(nonce)),
             ("Folder", Value::Text(FOLDER)),
             ("Task", Value::Text(UNDO_TASK)),
+            ("Bootstrapped", Value::Flag(bootstrapped)),
             ("User", Value::Text(user)),
             ("SerialPort", Value::Text(SERIAL_PORT)),
             ("VerdictSeconds", Value::Number(VERDICT_SECONDS)),
@@ -193,7 +212,7 @@ pub fn undo(nonce: &str, user: &str) -> String {
 /// What the waiting undoing is told.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum Verdict {
-    /// Windows is generalized: undo everything, report, power off.
+    /// Windows is generalized: undo what is the build's, report, power off.
     Generalized,
     /// It is not: remove only the task.
     Keep,

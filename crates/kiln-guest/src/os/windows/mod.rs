@@ -89,8 +89,8 @@ mod tests {
             sysprep::default_script(&limits),
             sysprep::watch(&limits),
             String::from_utf8(bootstrap::bootstrap("n")).unwrap(),
-            bootstrap::register_undo("n", "u").unwrap(),
-            bootstrap::undo("n", "u"),
+            bootstrap::register_undo("n", bootstrap::Undoing::Bootstrap { user: "u" }).unwrap(),
+            bootstrap::undo("n", bootstrap::Undoing::Bootstrap { user: "u" }),
             bootstrap::verdict(bootstrap::Verdict::Keep),
         ];
         for text in texts {

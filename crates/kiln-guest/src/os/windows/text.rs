@@ -16,6 +16,7 @@ pub(super) enum Value<'a> {
     Text(&'a str),
     List(&'a [String]),
     Number(u64),
+    Flag(bool),
 }
 
 /// The text, with its values assigned ahead of it and what it needs to answer.
@@ -29,6 +30,8 @@ pub(super) fn fill(text: &str, values: &[(&str, Value)]) -> String {
                 format!("@({})", items.join(", "))
             }
             Value::Number(number) => number.to_string(),
+            Value::Flag(true) => "$true".to_owned(),
+            Value::Flag(false) => "$false".to_owned(),
         };
         filled.push_str(&format!("${name} = {value}\n"));
     }
@@ -117,9 +120,16 @@ mod tests {
                 ("Word", Value::Text("a'b")),
                 ("List", Value::List(&["x".to_owned(), "y".to_owned()])),
                 ("Count", Value::Number(3)),
+                ("Yes", Value::Flag(true)),
+                ("No", Value::Flag(false)),
             ],
         );
-        assert!(filled.starts_with("$Word = 'a''b'\n$List = @('x', 'y')\n$Count = 3\n#"), "{filled}");
+        assert!(
+            filled.starts_with(
+                "$Word = 'a''b'\n$List = @('x', 'y')\n$Count = 3\n$Yes = $true\n$No = $false\n#"
+            ),
+            "{filled}"
+        );
         assert!(filled.contains("function Write-KilnAnswer"));
         assert_eq!(fill("exit 0\n", &[]), "exit 0\n");
     }

@@ -9,7 +9,7 @@ use super::server::{Reply, Server, control, limits, output};
 use crate::session::Stream;
 use crate::winrm::{
     AnswerError, Authentication, CertificatePin, CommandLine, LinkFailure, Password, Transport, WinrmError,
-    WinrmGuest, WinrmLogin,
+    WinrmGuest, WinrmLimits, WinrmLogin, first_certificate,
 };
 
 const DONE_WITHOUT_CODE: &str = "<rsp:ReceiveResponse><rsp:CommandState CommandId=\"C\" \
@@ -74,6 +74,43 @@ async fn a_wrong_password_is_refused_after_a_while() {
         assert!((2..=9).contains(&attempts), "{attempts} attempts lock an account");
         assert!(!format!("{error:?} {error}").contains("horse"));
     }
+}
+
+/// Three wrong passwords are what the strictest usual policies forgive.
+#[tokio::test]
+async fn an_account_of_others_is_tried_few_times() {
+    let server = Server::sealed().await;
+    let login = WinrmLogin { password: Password::new("wrong horse"), ..server.login() };
+    let limits = WinrmLimits { login_retries: 2, ..limits() };
+    let mut attempts = 0;
+    let error = WinrmGuest::connect_with(login, limits, |_| attempts += 1, &control()).await.unwrap_err();
+    assert!(matches!(error, WinrmError::LoginRefused { .. }), "{error}");
+    assert!((2..=3).contains(&attempts), "{attempts} attempts");
+}
+
+#[tokio::test]
+async fn the_first_certificate_is_learned_without_a_word() {
+    let server = Server::tls().await;
+    let Transport::Https { pin, .. } = server.login().transport else { panic!("no TLS") };
+    let digest = first_certificate(server.addr, &limits(), &control()).await.unwrap();
+    assert_eq!(CertificatePin::Sha256(digest), pin);
+    assert_eq!(server.seen().len(), 0);
+    // Who shows none has none, whatever else they say.
+    let plain = Server::sealed().await;
+    let soon = Control::ending_in(Duration::from_secs(1));
+    let impatient = WinrmLimits { silence: Duration::from_millis(100), ..limits() };
+    let error = first_certificate(plain.addr, &impatient, &soon).await.unwrap_err();
+    match error {
+        WinrmError::NoAnswer { attempts, last: Some(last), .. } => {
+            assert!(attempts > 1 && matches!(*last, LinkFailure::Silent { .. }), "{attempts}: {last}");
+        }
+        error => panic!("{error}"),
+    }
+    let nobody = plain.addr;
+    drop(plain);
+    let soon = Control::ending_in(Duration::from_millis(300));
+    let error = first_certificate(nobody, &limits(), &soon).await.unwrap_err();
+    assert!(matches!(error, WinrmError::NoAnswer { .. }), "{error}");
 }
 
 #[tokio::test]

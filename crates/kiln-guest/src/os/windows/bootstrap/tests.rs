@@ -220,7 +220,7 @@ fn lines_of_the_serial_port() {
 
 #[test]
 fn the_undoing_is_registered_before_sysprep_and_as_system() {
-    let text = register_undo("n", "kiln").unwrap();
+    let text = register_undo("n", Undoing::Bootstrap { user: "kiln" }).unwrap();
     assert!(text.contains("<UserId>S-1-5-18</UserId>") || text.contains("FromBase64String"), "{text}");
     assert!(verdict(Verdict::Generalized).contains("$Verdict = 'generalized'\n"));
     assert!(verdict(Verdict::Keep).contains("$Verdict = 'keep'\n"));
