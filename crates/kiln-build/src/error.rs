@@ -9,6 +9,8 @@ use kiln_library::{InputError, LibraryError};
 use kiln_model::run::Fault;
 use kiln_qemu::vm::VmError;
 
+use crate::password_file::PasswordFileError;
+
 /// What went wrong on the way to a guest or in it, by the way it is reached.
 #[derive(Debug, thiserror::Error)]
 pub enum ReachError {
@@ -57,6 +59,14 @@ pub enum BuildError {
     Qemu(#[from] kiln_qemu::host::HostError),
     #[error("could not connect to the guest")]
     Connect(#[source] ReachError),
+    #[error(transparent)]
+    Password(#[from] PasswordFileError),
+    #[error(
+        "the Windows does not let \"{user}\" in with the password in {}; put the right one there, or import the image \
+         with another --user",
+        .password_file.display()
+    )]
+    Credentials { user: String, password_file: PathBuf, source: ReachError },
     #[error("could not {act} in the guest")]
     Guest { act: &'static str, source: ReachError },
     /// One of Kiln's own texts failed inside the guest.
@@ -100,6 +110,7 @@ impl BuildError {
             Self::Customizer { .. }
             | Self::Deprovision { .. }
             | Self::Connect(_)
+            | Self::Credentials { .. }
             | Self::Guest { .. }
             | Self::Inside { .. } => Fault::Guest,
             Self::Vm(VmError::GuestPanicked | VmError::GuestShutDown | VmError::ShutdownTimeout { .. }) => {
@@ -112,6 +123,7 @@ impl BuildError {
             | Self::Firmware(_)
             | Self::Media(_)
             | Self::Tpm(_)
+            | Self::Password(_)
             | Self::Offline(_)
             | Self::Qemu(_)
             | Self::Vhd { .. }

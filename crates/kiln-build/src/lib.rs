@@ -3,7 +3,8 @@
 //! ```text
 //!  work(RUN_DIR)
 //!    claim           lock, claim.json, journal: from here on this process owns the run
-//!    Building        inputs::fetch   every input on the shelf, checked     (no machine yet)
+//!    Building        boot::way_in    whose account: keys, made, or the image's own with its password file
+//!                    inputs::fetch   every input on the shelf, checked     (no machine yet)
 //!                    boot::start     overlay, media, machine, login        ─► ConnectedGuest
 //!    Customizing     customize::run  customizers in template order         ─► ConnectedGuest
 //!                    generalize::run deprovision, clean up, power down     ─► Generalized
@@ -27,6 +28,7 @@ mod guest;
 mod inputs;
 pub mod journal;
 pub mod log;
+mod password_file;
 pub mod run_dir;
 mod seed;
 mod serial;
@@ -70,8 +72,9 @@ pub async fn work(
 /// The pipeline.
 async fn build(run: &Run) -> Result<Distributed, BuildError> {
     run.journal.phase(Phase::Building);
+    let way_in = boot::way_in(run)?;
     let inputs = inputs::fetch(run).await?;
-    let guest = boot::start(run).await?;
+    let guest = boot::start(run, way_in).await?;
 
     run.journal.phase(Phase::Customizing);
     let guest = customize::run(run, guest, &inputs).await?;

@@ -2,7 +2,7 @@
 //!
 //! ```text
 //!  base image (read-only, leased) ─ overlay ─┐
-//!  keys, or an account ─ media ──────────────┼─► Machine ─► Vm ─► guest (its host key or certificate checked)
+//!  keys, or an account (─ media) ────────────┼─► Machine ─► Vm ─► guest (its host key or certificate checked)
 //!  firmware ─────────────────────────────────┘
 //! ```
 //! INVARIANT: a base image is never written: the machine gets an overlay of its own,
@@ -13,6 +13,7 @@ mod windows;
 
 use std::time::{Duration, Instant};
 
+use kiln_guest::winrm::Recorder;
 use kiln_library::ImageLease;
 use kiln_model::catalog::{DiskFormat, Login};
 use kiln_qemu::disk::{BaseImage, DiskFormat as QemuFormat, Overlay};
@@ -22,20 +23,54 @@ use kiln_qemu::machine::Machine;
 use kiln_qemu::vm::{Vm, VmNotice};
 use tokio::sync::broadcast::error::RecvError;
 
+use crate::account::BuildAccount;
 use crate::context::Run;
 use crate::error::BuildError;
 use crate::guest::ConnectedGuest;
+use crate::password_file::PasswordFileError;
+use crate::seed::BUILD_USER;
 
 /// Resets within this time belong to one restart.
 const RESET_AGAIN: Duration = Duration::from_secs(5);
 /// Room that a run needs beside the artifact before it starts at all, bytes.
 const LEAST_ROOM: u64 = 1 << 30;
 
+/// By what the run gets into its guest.
+#[derive(Debug)]
+pub enum WayIn {
+    /// A Linux: keys that are made with its media.
+    Keys,
+    /// A Windows: an account.
+    Account(BuildAccount),
+}
+
+/// Makes the account of this run, or reads the password of the image's own: what is not there ends the run before it
+/// costs anything.
+pub fn way_in(run: &Run) -> Result<WayIn, BuildError> {
+    match &run.plan.source.login {
+        Login::CloudInit => Ok(WayIn::Keys),
+        Login::AnswerFile => Ok(WayIn::Account(BuildAccount::generate(BUILD_USER))),
+        Login::Credentials(credentials) => {
+            let step = run.journal.step("credentials", "read the password file");
+            let account = BuildAccount::of_image(credentials)?;
+            let least = Recorder::SHORTEST_SECRET;
+            if run.transcript.is_some() && account.password().len() < least {
+                let path = credentials.password_file().to_owned();
+                return Err(PasswordFileError::TooShortToHide { path, least }.into());
+            }
+            step.succeed("");
+            Ok(WayIn::Account(account))
+        }
+    }
+}
+
 /// Starts the machine and logs in.
-pub async fn start(run: &Run) -> Result<ConnectedGuest, BuildError> {
-    match run.plan.source.login {
-        Login::CloudInit => linux::start(run).await.map(|guest| ConnectedGuest::Linux(Box::new(guest))),
-        Login::AnswerFile => windows::start(run).await.map(|guest| ConnectedGuest::Windows(Box::new(guest))),
+pub async fn start(run: &Run, way_in: WayIn) -> Result<ConnectedGuest, BuildError> {
+    match way_in {
+        WayIn::Keys => linux::start(run).await.map(|guest| ConnectedGuest::Linux(Box::new(guest))),
+        WayIn::Account(account) => {
+            windows::start(run, account).await.map(|guest| ConnectedGuest::Windows(Box::new(guest)))
+        }
     }
 }
 

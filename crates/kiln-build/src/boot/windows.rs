@@ -1,17 +1,29 @@
-//! A generalized Windows: an answer file on a removable medium makes the build's account and opens WinRM, whose
-//! certificate is told over the serial port and pinned before we connect.
+//! A Windows, and two ways into it.
 //!
-//! INVARIANT: nobody sits in the middle: only the machine itself writes to that port, and each of its lines has this
-//! run's nonce.
+//! ```text
+//!  generalized   an answer file on a removable medium makes the build's account and opens WinRM; the certificate is
+//!                told over the serial port                                              ┐
+//!  installed     nothing is told: it has an account and a listener; the certificate is  ├─► pinned ─► login
+//!                the configuration's, else the first one shown (with a warning)         ┘
+//! ```
+//! INVARIANT: nobody sits in the middle of the way into a generalized Windows: only the machine itself writes to that
+//! port, and each of its lines has this run's nonce. Into an installed one nobody does where its certificate is given;
+//! without it, whoever answered first is talked to, and nobody else for as long as the run lasts.
 
+use std::net::SocketAddr;
 use std::time::Duration;
 
 use kiln_guest::os::windows::bootstrap::{self, ANSWER_FILES, Architecture, BootstrapLine};
 use kiln_guest::os::windows::facts::{self, Extended, WindowsFacts};
 use kiln_guest::os::windows::proof::DiskWords;
-use kiln_guest::winrm::{Authentication, CertificatePin, Password, Transport, WinrmGuest, WinrmLogin};
+use kiln_guest::winrm::{
+    Authentication, CertificatePin, Password, Transport, WinrmError, WinrmGuest, WinrmLimits, WinrmLogin,
+    first_certificate,
+};
+use kiln_host::digest::hex;
+use kiln_host::wait::Control;
 use kiln_library::ImageLease;
-use kiln_model::catalog::Generation;
+use kiln_model::catalog::{Credentials, Generation, Listener, Login};
 use kiln_qemu::firmware::{Firmware, Ovmf};
 use kiln_qemu::machine::{Drivers, Hardware, Machine, Medium, Network, Tpm};
 use kiln_qemu::media::ANSWERS_LABEL;
@@ -24,15 +36,21 @@ use crate::context::Run;
 use crate::customize::windows::answer;
 use crate::error::BuildError;
 use crate::guest::WindowsGuest;
-use crate::seed::BUILD_USER;
 use crate::serial;
 use crate::transcript::Transcript;
 
 /// As long as the service waits for WinRM, plus what a first boot takes: Windows sets itself up before it logs on.
 const CONNECT_LIMIT: Duration = Duration::from_secs(60 * 60);
 
-pub(super) async fn start(run: &Run) -> Result<WindowsGuest, BuildError> {
-    let (machine, account, lease) = prepare(run).await?;
+/// How long an installed Windows may refuse its own account while it starts. Its accounts are there before its WinRM
+/// is, so a refusal means a wrong password, and a minute is a margin for a slow machine.
+const REFUSED_LIMIT: Duration = Duration::from_secs(60);
+/// Three tries in all: the strictest usual policies lock an account after five wrong passwords, and the lock would be
+/// in the image.
+const REFUSED_RETRIES: u32 = 2;
+
+pub(super) async fn start(run: &Run, account: BuildAccount) -> Result<WindowsGuest, BuildError> {
+    let (machine, lease) = prepare(run, &account).await?;
     let vm = power_on(run, machine).await?;
     let connected = connect(run, &vm, &account).await;
     let guest = match connected {
@@ -61,11 +79,100 @@ pub(super) async fn start(run: &Run) -> Result<WindowsGuest, BuildError> {
     Ok(guest)
 }
 
-/// Waits for the bootstrap's word, then for WinRM.
+/// Waits for WinRM, and for whom to expect there.
 async fn connect(run: &Run, vm: &Vm, account: &BuildAccount) -> Result<WinrmGuest, BuildError> {
     let step = run.journal.step("connect", "wait for WinRM");
     run.log.say("Waiting for WinRM, up to timeout: 60m0s");
     let control = run.control.within(CONNECT_LIMIT);
+    let own = own_credentials(run);
+    let addr = vm.forwarded(port(own), &run.control).await?;
+    let transport = match own {
+        Some(credentials) => own_transport(run, vm, credentials, addr, &control).await?,
+        None => Transport::Https {
+            pin: told_certificate(run, vm, account, &control).await?,
+            authentication: Authentication::Negotiate,
+        },
+    };
+    let recorder = run.transcript.as_ref().and_then(Transcript::recorder);
+    if let Some(recorder) = &recorder {
+        account.secrets().for_each(|secret| recorder.hide(secret));
+    }
+    let user = account.user.clone();
+    let login = WinrmLogin { addr, transport, user, password: Password::new(account.password()), recorder };
+    let limits = match own {
+        Some(_) => WinrmLimits {
+            refused_login: REFUSED_LIMIT,
+            login_retries: REFUSED_RETRIES,
+            ..WinrmLimits::default()
+        },
+        None => WinrmLimits::default(),
+    };
+    let connecting = WinrmGuest::connect_with(login, limits, |_attempt| {}, &control);
+    let guest = vm.guard(&run.control, connecting).await?.map_err(|error| match own {
+        Some(own) if matches!(error, WinrmError::LoginRefused { .. }) => BuildError::Credentials {
+            user: own.user().to_owned(),
+            password_file: own.password_file().to_owned(),
+            source: error.into(),
+        },
+        _ => BuildError::Connect(error.into()),
+    })?;
+    if own.is_none() {
+        // Nobody needs it any more: customizers do not see the passwords on it, and Sysprep, whose search for answer
+        // files takes in removable drives, does not find it.
+        vm.pull_medium(0, &run.control).await?;
+    }
+    run.log.say("WinRM connected.");
+    step.succeed("");
+    Ok(guest)
+}
+
+/// What an installed Windows is reached by; `None` for one that reads an answer file.
+fn own_credentials(run: &Run) -> Option<&Credentials> {
+    match &run.plan.source.login {
+        Login::Credentials(credentials) => Some(credentials),
+        Login::CloudInit | Login::AnswerFile => None,
+    }
+}
+
+/// Of the guest's WinRM.
+fn port(own: Option<&Credentials>) -> u16 {
+    own.map_or(bootstrap::WINRM_PORT, Credentials::port)
+}
+
+/// How an installed Windows is spoken to, and whom we expect there.
+async fn own_transport(
+    run: &Run,
+    vm: &Vm,
+    credentials: &Credentials,
+    addr: SocketAddr,
+    control: &Control,
+) -> Result<Transport, BuildError> {
+    let digest = match credentials.listener() {
+        Listener::Http => return Ok(Transport::Http),
+        Listener::Https { certificate: Some(digest) } => *digest.as_bytes(),
+        Listener::Https { certificate: None } => {
+            let limits = WinrmLimits::default();
+            let shown = first_certificate(addr, &limits, control);
+            let digest =
+                vm.guard(&run.control, shown).await?.map_err(|error| BuildError::Connect(error.into()))?;
+            run.journal.warn(format!(
+                "certificate not given; pinned the first one: {}; put it in the configuration as certificateSha256",
+                hex(&digest)
+            ));
+            digest
+        }
+    };
+    let pin = CertificatePin::Sha256(digest);
+    Ok(Transport::Https { pin, authentication: Authentication::Negotiate })
+}
+
+/// Waits for the bootstrap's word over the serial port: the certificate of the listener it made.
+async fn told_certificate(
+    run: &Run,
+    vm: &Vm,
+    account: &BuildAccount,
+    control: &Control,
+) -> Result<CertificatePin, BuildError> {
     let log = run.dir.serial_log();
     let word = |line: &str| match bootstrap::bootstrap_line(line, &account.nonce)? {
         BootstrapLine::Step { step, warning } => {
@@ -79,7 +186,7 @@ async fn connect(run: &Run, vm: &Vm, account: &BuildAccount) -> Result<WinrmGues
         BootstrapLine::Undone { .. } => None,
     };
     let told = vm
-        .guard(&run.control, serial::wait_for(&log, word, &control))
+        .guard(&run.control, serial::wait_for(&log, word, control))
         .await?
         .map_err(BuildError::io("read", &log))?;
     let no_word = |detail: &str| BuildError::Inside { act: "open WinRM", detail: detail.to_owned() };
@@ -94,27 +201,7 @@ async fn connect(run: &Run, vm: &Vm, account: &BuildAccount) -> Result<WinrmGues
             ));
         }
     };
-    let pin = CertificatePin::from_sha256(&sha256).map_err(|error| no_word(&error.to_string()))?;
-    let recorder = run.transcript.as_ref().and_then(Transcript::recorder);
-    if let Some(recorder) = &recorder {
-        account.secrets().into_iter().for_each(|secret| recorder.hide(secret));
-    }
-    let login = WinrmLogin {
-        addr: vm.forwarded(bootstrap::WINRM_PORT, &run.control).await?,
-        transport: Transport::Https { pin, authentication: Authentication::Negotiate },
-        user: account.user.clone(),
-        password: Password::new(account.password()),
-        recorder,
-    };
-    let connecting = WinrmGuest::connect(login, |_attempt| {}, &control);
-    let guest =
-        vm.guard(&run.control, connecting).await?.map_err(|error| BuildError::Connect(error.into()))?;
-    // Nobody needs it any more: customizers do not see the passwords on it, and Sysprep, whose search for answer files
-    // takes in removable drives, does not find it.
-    vm.pull_medium(0, &run.control).await?;
-    run.log.say("WinRM connected.");
-    step.succeed("");
-    Ok(guest)
+    CertificatePin::from_sha256(&sha256).map_err(|error| no_word(&error.to_string()))
 }
 
 /// The screen as it was when nobody answered: often the only word of a Windows that does not start.
@@ -127,17 +214,21 @@ async fn screenshot(run: &Run, vm: &Vm) {
 }
 
 /// Everything the machine is made of.
-async fn prepare(run: &Run) -> Result<(Machine, BuildAccount, ImageLease), BuildError> {
+async fn prepare(run: &Run, account: &BuildAccount) -> Result<(Machine, ImageLease), BuildError> {
     let step = run.journal.step("machine", "prepare the machine");
     let (overlay, lease) = disk(run).await?;
-    let account = BuildAccount::generate(BUILD_USER);
-    let answers = bootstrap::answer_file(&account.account(), "en-US", Architecture::Amd64)
-        .map_err(BuildError::AnswerFile)?;
-    let script = bootstrap::bootstrap(&account.nonce);
-    let seed = run.workspace.seed();
-    let mut files: Vec<(&str, &[u8])> = ANSWER_FILES.iter().map(|name| (*name, answers.as_bytes())).collect();
-    files.push((bootstrap::BOOTSTRAP_PATH, &script));
-    kiln_qemu::media::seed_medium(&seed, ANSWERS_LABEL, &files).map_err(BuildError::Media)?;
+    let mut media = Vec::new();
+    if let Some(to_be_made) = account.to_be_made() {
+        let answers = bootstrap::answer_file(&to_be_made, "en-US", Architecture::Amd64)
+            .map_err(BuildError::AnswerFile)?;
+        let script = bootstrap::bootstrap(&account.nonce);
+        let seed = run.workspace.seed();
+        let mut files: Vec<(&str, &[u8])> =
+            ANSWER_FILES.iter().map(|name| (*name, answers.as_bytes())).collect();
+        files.push((bootstrap::BOOTSTRAP_PATH, &script));
+        kiln_qemu::media::seed_medium(&seed, ANSWERS_LABEL, &files).map_err(BuildError::Media)?;
+        media.push(Medium { path: seed });
+    }
     let (firmware, tpm) = match run.plan.source.generation {
         Generation::V1 => (Firmware::Bios, None),
         // Windows 11 starts with Secure Boot and a TPM only, and every other Windows of this generation with them.
@@ -159,8 +250,8 @@ async fn prepare(run: &Run) -> Result<(Machine, BuildAccount, ImageLease), Build
         firmware,
         hardware: Hardware::Windows { drivers: drivers(run).await?, tpm },
         disks: vec![overlay],
-        media: vec![Medium { path: seed }],
-        network: Network::User { forward: vec![bootstrap::WINRM_PORT] },
+        media,
+        network: Network::User { forward: vec![port(own_credentials(run))] },
         smbios_serial: None,
         serial_log: run.dir.serial_log(),
         qemu_log: run.dir.qemu_log(),
@@ -169,7 +260,7 @@ async fn prepare(run: &Run) -> Result<(Machine, BuildAccount, ImageLease), Build
         disk_full_wait: run.settings.disk_full_wait,
     };
     step.succeed("");
-    Ok((machine, account, lease))
+    Ok((machine, lease))
 }
 
 /// What the base image itself says: which devices it can start on, and whether it may be generalized once more.

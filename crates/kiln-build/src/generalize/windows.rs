@@ -11,7 +11,7 @@
 
 use std::time::Duration;
 
-use kiln_guest::os::windows::bootstrap::{self, BootstrapLine, Verdict};
+use kiln_guest::os::windows::bootstrap::{self, BootstrapLine, Undoing, Verdict};
 use kiln_guest::os::windows::sysprep::{self, Deprovisioning, SysprepLimits};
 use kiln_guest::winrm::CommandLine;
 use kiln_qemu::disk::StoppedMachine;
@@ -41,12 +41,12 @@ pub(super) async fn run(run: &Run, guest: WindowsGuest) -> Result<Generalized, B
         let _ = ask(run, &guest, "keep the build", &keep, &run.control.within(VERDICT_LIMIT)).await;
         return Err(error);
     }
-    let (user, nonce) = (guest.account.user.clone(), guest.account.nonce.clone());
+    let (traces, nonce) = (traces_of_a_build(guest.account.undoing()), guest.account.nonce.clone());
     let rearms = guest.facts.rearms_left;
     let (stopped, lease) = power_down(run, guest).await?;
     assert_undone(run, &nonce)?;
     let generalized = Generalized::new(stopped, lease);
-    look(run, &generalized, &user, rearms).await?;
+    look(run, &generalized, &traces, rearms).await?;
     // Sysprep took one of them.
     if let Some(left) = rearms.map(|left| left - 1).filter(|left| *left < FEW_REARMS) {
         run.journal.warn(format!("this image may be generalized {left} more times only"));
@@ -58,7 +58,7 @@ async fn register_undo(run: &Run, guest: &WindowsGuest) -> Result<(), BuildError
     const ACT: &str = "prepare to remove the build";
     let step = run.journal.step("undo", "prepare to remove the build from the image");
     let account = &guest.account;
-    let text = bootstrap::register_undo(&account.nonce, &account.user)
+    let text = bootstrap::register_undo(&account.nonce, account.undoing())
         .map_err(|character| BuildError::Inside { act: ACT, detail: format!("{character:?} in a path") })?;
     let said = answer(run, guest, ACT, &text).await?;
     if !said.success() {
@@ -185,7 +185,7 @@ fn assert_undone(run: &Run, nonce: &str) -> Result<(), BuildError> {
 async fn look(
     run: &Run,
     generalized: &Generalized,
-    user: &str,
+    traces: &[Trace],
     rearms_before: Option<i64>,
 ) -> Result<(), BuildError> {
     let step = run.journal.step("offline", "look at the finished disk");
@@ -221,36 +221,33 @@ async fn look(
             "the finished disk's file system was not closed: the guest was cut off, or hibernated".to_owned(),
         ));
     }
-    let traces = offline::traces(
-        run.qemu.img(),
-        disk,
-        generalized.image.format(),
-        &traces_of_a_build(user),
-        &run.control,
-    )
-    .await
-    .map_err(BuildError::Offline)?;
-    if !traces.is_empty() {
-        let named: Vec<String> = traces.iter().map(|trace| format!("{trace:?}")).collect();
+    let found = offline::traces(run.qemu.img(), disk, generalized.image.format(), traces, &run.control)
+        .await
+        .map_err(BuildError::Offline)?;
+    if !found.is_empty() {
+        let named: Vec<String> = found.iter().map(|trace| format!("{trace:?}")).collect();
         return Err(failed(format!("traces of the build are on the finished disk: {}", named.join("; "))));
     }
     step.succeed("");
     Ok(())
 }
 
-/// Where a build would be seen in the files and hives of a Windows.
-fn traces_of_a_build(user: &str) -> Vec<Trace> {
+/// Where a build would be seen in the files and hives of a Windows: only what is the build's own.
+fn traces_of_a_build(undoing: Undoing) -> Vec<Trace> {
     let file = |path: String| Trace::File { path };
+    let mut traces = vec![
+        file(r"\Windows\Temp\kiln-build".to_owned()),
+        file(r"\Windows\System32\Tasks\kiln-undo".to_owned()),
+    ];
+    let Undoing::Bootstrap { user } = undoing else { return traces };
     let winlogon = r"Microsoft\Windows NT\CurrentVersion\Winlogon";
     let value = |name: &str| Trace::Value {
         hive: HiveName::Software,
         path: winlogon.to_owned(),
         name: name.to_owned(),
     };
-    vec![
+    traces.extend([
         file(format!(r"\Users\{user}")),
-        file(r"\Windows\Temp\kiln-build".to_owned()),
-        file(r"\Windows\System32\Tasks\kiln-undo".to_owned()),
         file(r"\Windows\Panther\unattend.xml".to_owned()),
         file(r"\Windows\Panther\Unattend\unattend.xml".to_owned()),
         Trace::Key { hive: HiveName::Sam, path: format!(r"SAM\Domains\Account\Users\Names\{user}") },
@@ -261,5 +258,6 @@ fn traces_of_a_build(user: &str) -> Vec<Trace> {
         value("AutoAdminLogon"),
         value("DefaultPassword"),
         value("DefaultUserName"),
-    ]
+    ]);
+    traces
 }
