@@ -201,8 +201,11 @@ pub struct ImagesShowArgs {
     after_help = "Examples:\n  kiln images import ./golden.qcow2 --name golden --platform Contoso:linux:golden\n  \
                   kiln images import ./golden.vhd --name golden --version 1.2.0 --generation 2 \\\n    \
                   --platform Contoso:linux:golden-gen2\n\n\
-                  A Linux image must run cloud-init at boot: a build logs in through it. A Windows image must be\n\
-                  generalized: a build gives it an answer file."
+                  A Linux image must run cloud-init at boot: a build logs in through it. A Windows image is\n\
+                  generalized, and a build gives it an answer file; or it is installed, with an account and a WinRM\n\
+                  listener of its own, which stay in what is built from it:\n  \
+                  kiln images import ./eval.vhdx --name eval --platform Contoso:windows:eval --os windows \\\n    \
+                  --user builder --password-file /etc/kiln/eval.password"
 )]
 pub struct ImagesImportArgs {
     /// Disk image: raw, qcow2, VHD, VHDX or VMDK; its format is read from its bytes
@@ -231,6 +234,34 @@ pub struct ImagesImportArgs {
     /// Refuse the file unless its SHA-256 digest is this
     #[arg(long, value_name = "HEX")]
     pub sha256: Option<String>,
+
+    #[command(flatten)]
+    pub installed: InstalledArgs,
+}
+
+/// How a build gets into a Windows that is installed already.
+#[derive(Debug, Args)]
+#[command(next_help_heading = "An installed Windows")]
+pub struct InstalledArgs {
+    /// An administrator's account that it has
+    #[arg(long, value_name = "NAME", requires = "password_file")]
+    pub user: Option<String>,
+
+    /// File of this host with the account's password; a build reads it when it starts
+    #[arg(long, value_name = "FILE", requires = "user")]
+    pub password_file: Option<PathBuf>,
+
+    /// Its WinRM listens over HTTP, and not over HTTPS
+    #[arg(long, requires = "user", conflicts_with = "certificate_sha256")]
+    pub winrm_http: bool,
+
+    /// Port its WinRM listens on [default: 5986; over HTTP 5985]
+    #[arg(long, value_name = "N", requires = "user")]
+    pub winrm_port: Option<u16>,
+
+    /// SHA-256 digest of its WinRM certificate [default: the first one it shows counts for the run]
+    #[arg(long, value_name = "HEX", requires = "user")]
+    pub certificate_sha256: Option<String>,
 }
 
 #[derive(Debug, Clone, Copy, PartialEq, Eq, ValueEnum)]
@@ -336,6 +367,28 @@ mod tests {
         for own in ["--local", "--keep-on-error"] {
             assert!(Cli::try_parse_from(["kiln", "build", "t.json", own]).is_ok());
             assert!(Cli::try_parse_from(["kiln", "build", "t.json", own, "--server", "unix:/s"]).is_err());
+        }
+    }
+
+    #[test]
+    fn an_installed_windows_needs_account_and_password_file() {
+        let import =
+            ["kiln", "images", "import", "x.vhdx", "--name", "n", "--platform", "p:o:s", "--os", "windows"];
+        let parse = |more: &[&str]| Cli::try_parse_from(import.iter().chain(more)).is_ok();
+        let own = ["--user", "u", "--password-file", "p"];
+        assert!(parse(&[]) && parse(&own));
+        for half in
+            [&["--user", "u"][..], &["--password-file", "p"], &["--winrm-http"], &["--winrm-port", "1"]]
+        {
+            assert!(!parse(half), "{half:?}");
+        }
+        for (more, fine) in [
+            (&["--winrm-http", "--winrm-port", "80"][..], true),
+            (&["--certificate-sha256", "ab"], true),
+            (&["--winrm-http", "--certificate-sha256", "ab"], false),
+            (&["--winrm-port", "65536"], false),
+        ] {
+            assert_eq!(parse(&[&own[..], more].concat()), fine, "{more:?}");
         }
     }
 

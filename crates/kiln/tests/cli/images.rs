@@ -210,6 +210,46 @@ fn an_imported_image_is_found_by_its_platform_name() {
 }
 
 #[test]
+fn an_installed_windows_is_imported_with_an_account_of_its_own() {
+    let kiln = Kiln::new();
+    let images = images(&kiln, "false");
+    std::fs::write(kiln.home().join("eval.img"), disk_with_a_partition()).unwrap();
+    let import = |extra: &[&str]| {
+        let args = ["images", "import", "eval.img", "--name", "eval", "--version", "1", "--generation", "1"];
+        run(&kiln, &images, &[&args[..], &["--platform", "Contoso:windows:eval"], extra].concat())
+    };
+    let own = ["--user", "builder", "--password-file", "eval.password"];
+    let linux = import(&own);
+    assert_eq!(linux.status.code(), Some(1));
+    let stderr = text(&linux.stderr);
+    assert!(stderr.contains("through cloud-init") && stderr.contains("--os windows"), "{stderr}");
+    let half = import(&["--os", "windows", "--user", "builder"]);
+    assert_eq!(half.status.code(), Some(2), "{}", text(&half.stderr));
+
+    let imported =
+        import(&[&own[..], &["--os", "windows", "--winrm-http", "--winrm-port", "15985"]].concat());
+    assert_eq!(imported.status.code(), Some(0), "{}", text(&imported.stderr));
+    let file = kiln.home().join("eval.password");
+    let login =
+        format!("its own account builder, password in {}, WinRM over HTTP on port 15985", file.display());
+    assert!(text(&imported.stderr).contains(&format!("login by {login}")), "{}", text(&imported.stderr));
+    let shown = text(&run(&kiln, &images, &["images", "show", "eval"]).stdout);
+    assert!(shown.contains(&login), "{shown}");
+    let shown = run(&kiln, &images, &["images", "show", "eval", "--json"]).stdout;
+    let shown: serde_json::Value = serde_json::from_slice(&shown).unwrap();
+    let expected = serde_json::json!({
+        "credentials": {"user": "builder", "passwordFile": file, "transport": "http", "port": 15985}
+    });
+    assert_eq!(shown["image"]["login"], expected);
+    assert_eq!(shown["image"]["inLibrary"][0]["login"], expected);
+
+    // What lies there is not changed by a second import, and that is said.
+    let again = import(&["--os", "windows"]);
+    assert_eq!(again.status.code(), Some(0), "{}", text(&again.stderr));
+    assert!(text(&again.stderr).contains("keeps the login it was imported with"), "{}", text(&again.stderr));
+}
+
+#[test]
 fn a_plan_fetches_its_inputs_and_shows_no_secret() {
     const CANARY: &str = "CANARY-6f1e";
     let kiln = Kiln::new();

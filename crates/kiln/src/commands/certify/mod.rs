@@ -134,7 +134,7 @@ fn base(catalog: &Catalog, stored: &[StoredImage], name: &str) -> Result<Platfor
     };
     if os == Os::Linux {
         return Err(Failure::input(anyhow!("{name} is a Linux image: there is no Windows in it to certify"))
-            .hint("`kiln images import … --os windows` brings a generalized Windows of your own"));
+            .hint("`kiln images import … --os windows` brings a Windows of your own"));
     }
     if image.is_none() {
         let how = entry.map(CatalogEntry::how_to_get).unwrap_or_default();

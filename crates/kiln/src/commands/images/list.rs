@@ -92,6 +92,7 @@ pub fn show(around: &Surroundings<'_>, shelves: &Shelves, name: &str, json: bool
         let generation = served.generation.map_or(String::new(), |g| format!(" ({g:?})"));
         row("answers to", &format!("{}{generation}", served.name()));
     }
+    row("login by", &entry.login.to_string());
     match &entry.source {
         CatalogSource::Url { addresses, .. } => addresses.iter().for_each(|address| row("from", address)),
         CatalogSource::Recipe { folder } => row("from", &format!("the recipe {folder}")),
