@@ -31,6 +31,11 @@ pub fn lab_gen2() -> Template {
     Template::new("Kiln", "lab", "winrm-gen2").timeout_minutes(60)
 }
 
+/// The lab's machine, first generation, with a system that is installed: it has an account and a listener of its own.
+pub fn lab_installed() -> Template {
+    Template::new("Kiln", "lab", "installed").timeout_minutes(60)
+}
+
 impl Template {
     pub fn new(publisher: &str, offer: &str, sku: &str) -> Self {
         Self(json!({

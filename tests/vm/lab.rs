@@ -9,18 +9,22 @@
 //!  restart  WindowsRestart, with a check
 //!  updates  WindowsUpdate: rounds as SYSTEM, a restart between them
 //! ```
+//! Once it is installed already, with an account and a listener of its own, and no answer file is read.
+//!
 //! Cases that need no machine are in the engine's tests (`tests/powershell/`) and in the lab's without one
 //! (`kiln-guest/tests/suite/winrm_lab.rs`): here each start of PowerShell takes 13 s and more.
 
+use std::fs::Permissions;
+use std::os::unix::fs::PermissionsExt as _;
 use std::path::Path;
 use std::time::Duration;
 
 use kiln_tests::daemon::Daemon;
 use kiln_tests::daemon_run::{assert_clean, download};
-use kiln_tests::kiln::Kiln;
+use kiln_tests::kiln::{Ended, Kiln};
 use kiln_tests::ntfs::Ntfs;
-use kiln_tests::program::sha256sum;
-use kiln_tests::template::{Template, lab, lab_gen2};
+use kiln_tests::program::{command, finish, sha256sum};
+use kiln_tests::template::{Template, lab, lab_gen2, lab_installed};
 use kiln_tests::{footer, settings, skip, slots};
 use serde_json::{Value, json};
 
@@ -166,16 +170,100 @@ fn the_second_generation_through_a_server() {
     assert_clean(&kiln);
 }
 
-/// Sysprep itself says that the image cannot be deployed: no image is made, and its own log says why.
+/// What `scripts/lab-guest` left of the installed system: `password`, or `sha256` of its certificate.
+fn of_installed(what: &str) -> String {
+    let file = settings::test_data().join("lab-guest/lab-installed").with_extension(what);
+    std::fs::read_to_string(file).unwrap().trim_end().to_owned()
+}
+
+/// Nothing a run leaves behind holds `secret`.
+fn assert_kept_secret(ended: &Ended, secret: &str) {
+    let run_dir = ended.run_dir.as_ref().unwrap();
+    let mut grep = command("grep");
+    let found = finish(grep.args(["-rlF", "--", secret]).arg(run_dir), Duration::from_secs(60));
+    assert_eq!(found.text(), "", "the password is in these");
+    assert_eq!(found.status.code(), Some(1), "{}", found.text());
+    assert!(!ended.story().contains(secret));
+}
+
+/// Its own account and all that lets it in are on the finished disk as they were; what the build brought is not.
 #[test]
-fn an_image_that_cannot_be_deployed_is_none() {
+fn an_installed_system_keeps_what_is_its_own() {
     engine_or_skip!();
     let kiln = Kiln::new();
-    let set = "Set-Content -Path 'c:/lab/sysprep.json' -Value '{\"result\": \"undeployable\"}'";
-    let template = lab().customizer(powershell("script the lab", &[set]));
-    let ended = kiln.start(&template).wait_within(RUN_LIMIT).failed();
-    assert!(ended.cause().contains("IMAGE_STATE_UNDEPLOYABLE"), "{}", ended.story());
-    assert!(ended.log().contains("a provider failed half-way"), "{}", ended.log());
+    let template = lab_installed().customizer(json!({
+        "type": "PowerShell", "name": "raised", "runElevated": true,
+        "inline": ["Write-Output 'raised by its own account'"],
+    }));
+    let ended = kiln.start(&template).wait_within(RUN_LIMIT).succeeded();
+    let log = ended.log();
+    for line in ["WinRM connected.", "raised by its own account", ">>> Sysprep complete ..."] {
+        assert!(log.contains(line), "{line:?} is not in the log:\n{log}");
+    }
+    let warnings = ended.notices("warning");
+    let pinned = format!("pinned the first one: {};", of_installed("sha256"));
+    assert_eq!(warnings.iter().filter(|text| text.contains(&pinned)).count(), 1, "{warnings:#?}");
+    let password = of_installed("password");
+    assert_kept_secret(&ended, &password);
+
+    let disk = Ntfs::of_disk(&ended.vhd(), kiln.path());
+    let setup = r"Microsoft\Windows\CurrentVersion\Setup\State";
+    let state = disk.registry("SOFTWARE", setup, "ImageState");
+    assert_eq!(state.as_deref(), Some("IMAGE_STATE_GENERALIZE_RESEAL_TO_OOBE"));
+    let kept: Value = serde_json::from_str(&disk.text("Windows/System32/config/lab.json")).unwrap();
+    assert_eq!(kept["accounts"]["golden"]["password"], password.as_str(), "{kept:#}");
+    let certificate = kept["listeners"][0]["thumbprint"].as_str().unwrap();
+    assert_eq!(kept["listeners"][0]["port"], 5986);
+    assert_eq!(kept["certificates"][certificate]["stores"], json!(["My", "Root"]), "{kept:#}");
+    assert_eq!(kept["rules"]["Own-WinRM"], json!({ "Enabled": true, "Port": 5986 }), "{kept:#}");
+    assert_eq!(kept["services"]["WinRM"]["StartType"], "Automatic", "{kept:#}");
+    for (of_its_own, count) in [("accounts", 1), ("certificates", 1), ("listeners", 1), ("tasks", 0)] {
+        let there = kept[of_its_own]
+            .as_object()
+            .map_or_else(|| kept[of_its_own].as_array().unwrap().len(), |all| all.len());
+        assert_eq!(there, count, "{of_its_own}: {kept:#}");
+    }
+    let winlogon = r"Microsoft\Windows NT\CurrentVersion\Winlogon";
+    assert_eq!(disk.registry("SOFTWARE", winlogon, "DefaultUserName").as_deref(), Some("golden"));
+    assert_eq!(disk.text("Windows/Panther/unattend-original.xml").trim(), "followed long ago");
+    for (folder, names) in [
+        ("Windows/Temp", &[][..]),
+        ("Windows/System32/Tasks", &[]),
+        ("Users", &["golden", "Public"]),
+        ("Users/golden/AppData/Local/Temp", &[]),
+    ] {
+        assert_eq!(disk.names(folder), names, "in {folder}");
+    }
+}
+
+/// Said within a minute of the first refusal, by account and file; and a file that everybody may read starts nothing.
+#[test]
+fn a_wrong_password_is_told_soon() {
+    engine_or_skip!();
+    let kiln = Kiln::with_own_shelf();
+    let wrong = kiln.path().join("wrong.password");
+    std::fs::write(&wrong, "canary-of-no-account\n").unwrap();
+    let record = kiln.data().join("library/images/lab-installed/1.0.0/image.json");
+    let mut image: Value = serde_json::from_slice(&std::fs::read(&record).unwrap()).unwrap();
+    let credentials = &mut image["login"]["credentials"];
+    credentials["passwordFile"] = wrong.display().to_string().into();
+    credentials["certificateSha256"] = of_installed("sha256").into();
+    // The shelf shares its files with that of the other tests.
+    std::fs::remove_file(&record).unwrap();
+    std::fs::write(&record, image.to_string()).unwrap();
+
+    std::fs::set_permissions(&wrong, Permissions::from_mode(0o644)).unwrap();
+    let ended = kiln.build_without_guest(&lab_installed()).failed();
+    assert!(ended.cause().contains(&format!("chmod 640 {}", wrong.display())), "{}", ended.story());
+    assert_eq!(ended.failed_step(), "read the password file");
+
+    std::fs::set_permissions(&wrong, Permissions::from_mode(0o640)).unwrap();
+    let ended = kiln.start(&lab_installed()).wait_within(RUN_LIMIT).failed();
+    let said = format!("does not let \"golden\" in with the password in {}", wrong.display());
+    assert!(ended.cause().contains(&said), "{}", ended.story());
+    assert_eq!(ended.failed_step(), "wait for WinRM");
+    assert!(!ended.notices("warning").iter().any(|text| text.contains("pinned")), "it was given");
+    assert_kept_secret(&ended, "canary-of-no-account");
     kiln.assert_nothing_left();
 }
 

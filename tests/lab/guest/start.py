@@ -30,7 +30,7 @@ from labd.engine import Engine, read_answers
 from labd.interpreter import Interpreter
 from labd.machine import Machine, Power
 from labd.streams import Nothing, Streams
-from state import State
+from state import SID, State
 from sysprep import Sysprep
 from tasks import Scheduler
 from updates import Updates
@@ -38,7 +38,6 @@ from winrm import WinRm
 
 ROOT, PLACE, NAME = "/lab/c", "/run/lab", "LAB-NO-WINDOWS"
 HERE = os.path.dirname(os.path.dirname(os.path.abspath(__file__)))
-SID = "S-1-5-21-1004336348-1177238915-682003330"
 EVENT = struct.Struct("@llHHi")  # struct input_event of linux/input.h
 KEY, POWER_BUTTON = 1, 116
 IN_PROGRESS = 1115  # ERROR_SHUTDOWN_IN_PROGRESS

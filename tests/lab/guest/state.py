@@ -9,6 +9,7 @@ import os
 import threading
 
 PATH = "Windows/System32/config/lab.json"
+SID = "S-1-5-21-1004336348-1177238915-682003330"  # of this machine
 FRESH = {
     "accounts": {},  # name: {sid, password, groups}
     "next_rid": 1001,

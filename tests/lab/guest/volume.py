@@ -1,8 +1,10 @@
 """Makes the lab's c:\\ in a file, at making time: folders, programs, hives. Nothing is mounted.
 
-    volume.py VOLUME SCRATCH
+    volume.py VOLUME SCRATCH [NAME.password]
 
-VOLUME is a fresh NTFS (mkntfs). ntfs-3g's own library writes it; SCRATCH is a folder for what is copied in.
+VOLUME is a fresh NTFS (mkntfs). ntfs-3g's own library writes it; SCRATCH is a folder for what is copied in. With a file
+that holds a password the system on it is installed (`installed.py`), and the digest of its listener's certificate goes
+into NAME.sha256; else it is generalized.
 """
 
 import ctypes
@@ -10,8 +12,13 @@ import ctypes.util
 import os
 import sys
 
-import hives
+sys.path.insert(0, os.path.dirname(os.path.dirname(os.path.abspath(__file__))))
 
+import hives
+import installed
+import state
+
+NAME = "LAB-NO-WINDOWS"
 FOLDERS = [
     "Windows", "Windows/System32", "Windows/System32/config", "Windows/System32/config/systemprofile",
     "Windows/System32/Sysprep", "Windows/System32/Sysprep/Panther", "Windows/System32/Tasks", "Windows/Temp", "Windows/Panther",
@@ -58,13 +65,20 @@ def make(volume, path, kind, octets=b""):
     need(lib.ntfs_inode_close(made) == 0, path)
 
 
-def main(image, scratch):
+def main(image, scratch, password=None):
     os.makedirs(os.path.join(scratch, hives.CONFIG))
     registry = hives.Registry(scratch)
     registry.create()
     hives.fill(registry)
+    folders, files = list(FOLDERS), {}
+    if password is not None:
+        installed.fill(registry)
+        folders += installed.FOLDERS
+        kept, digest = installed.state(installed.read_password(password), NAME, scratch)
+        files = {state.PATH: kept, installed.ANSWERS: "followed long ago\r\n"}
+        installed.write_digest(password, digest)
     volume = need(lib.ntfs_mount(image.encode(), 0), "opening the volume")
-    for folder in FOLDERS:
+    for folder in folders:
         make(volume, folder, FOLDER)
     for name in sorted(os.listdir(registry.folder)):
         with open(os.path.join(registry.folder, name), "rb") as file:
@@ -73,6 +87,8 @@ def main(image, scratch):
         program = file.read()
     for name in PROGRAMS:
         make(volume, f"Windows/System32/{name}.exe", FILE, program)
+    for path, text in files.items():
+        make(volume, path, FILE, text.encode())
     make(volume, "README-lab.txt", FILE, README.encode())
     need(lib.ntfs_umount(volume, 0) == 0, "closing the volume")
 
