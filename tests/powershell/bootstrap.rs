@@ -20,7 +20,7 @@ $Lab.Keys['HKLM:\SOFTWARE\Microsoft\Windows NT\CurrentVersion\Winlogon'] = @{ Au
 $Lab.Keys['HKLM:\SOFTWARE\Microsoft\Windows\CurrentVersion\Policies\System'] = @{ EnableLUA = 1 }
 $Lab.Keys['HKLM:\SOFTWARE\Microsoft\Windows\CurrentVersion\Authentication\LogonUI'] = @{ LastLoggedOnUser = '.\packer'; Other = 1 }
 $Lab.Status = 'Stopped'
-$Lab.Networks = { @([pscustomobject]@{ Name = 'Network' }) }
+$Lab.Networks = { @([pscustomobject]@{ Name = 'Network'; InstanceID = '{1}'; NetworkCategory = 'Public' }) }
 function global:Test-Fails([string] $what) { if ($Lab.Fails -eq $what) { throw "$what fails" } }
 function global:Get-Service { [CmdletBinding()] param($Name) [pscustomobject]@{ Status = $Lab.Status; StartType = 'Manual' } }
 function global:Set-Service { [CmdletBinding()] param($Name, $StartupType) Add-Call "service $Name $StartupType" }
@@ -106,6 +106,7 @@ fn the_bootstrap_opens_winrm_and_tells_its_certificate() {
         (before["startType"].as_str(), before["httpListener"].as_bool()),
         (Some("Manual"), Some(false))
     );
+    assert_eq!(before["networks"], serde_json::json!([{ "id": "{1}", "category": "Public" }]));
     assert_eq!(before["closedRules"], serde_json::json!(["WINRM-HTTP-In-TCP"]));
     assert!(!lab.read("build/before.json").contains("canary") && !lab.read("serial").contains("canary"));
 }
@@ -177,7 +178,7 @@ fn undo_text_of(lab: &Lab, undoing: Undoing) -> String {
 fn built(lab: &Lab, verdict: &str) {
     lab.write(
         "build/before.json",
-        r#"{"tokenPolicy":null,"startType":"Manual","running":false,"httpListener":false,"closedRules":["WINRM-HTTP-In-TCP"],"quotas":{"WSMan:\\localhost\\Shell\\MaxShellsPerUser":"25"},"thumbprint":"AB12"}"#,
+        r#"{"tokenPolicy":null,"startType":"Manual","running":false,"httpListener":false,"closedRules":["WINRM-HTTP-In-TCP"],"quotas":{"WSMan:\\localhost\\Shell\\MaxShellsPerUser":"25"},"networks":[{"id":"{1}","category":"Public"}],"thumbprint":"AB12"}"#,
     );
     lab.write("build/verdict", verdict);
     for program in ["logoff", "shutdown"] {
@@ -210,6 +211,7 @@ fn the_undoing_leaves_nothing_and_powers_off() {
             "remove rule Kiln-WinRM",
             "rule WINRM-HTTP-In-TCP False",
             r"set WSMan:\localhost\Shell\MaxShellsPerUser=25",
+            "network Network Public",
             r"remove Cert:\LocalMachine\My\AB12 with its key",
             r"remove Cert:\LocalMachine\CA\AB12",
             "stop WinRM",
@@ -244,12 +246,14 @@ fn what_was_there_before_is_put_back() {
         "build/before.json",
         before
             .replace("\"tokenPolicy\":null", "\"tokenPolicy\":0")
-            .replace("\"httpListener\":false", "\"httpListener\":true"),
+            .replace("\"httpListener\":false", "\"httpListener\":true")
+            .replace("{1}", "{of another network}"),
     );
     lab.run(&format!("{FRESH}{BUILT}"), &undo_text(&lab)).ended_with(0);
     let calls = lab.calls();
     assert!(calls.contains(&format!("set {POLICIES} LocalAccountTokenFilterPolicy=0 DWord")), "{calls:#?}");
     assert!(!calls.contains(&r"remove WSMan:\localhost\Listener\http".to_owned()), "{calls:#?}");
+    assert!(!calls.iter().any(|call| call.starts_with("network")), "{calls:#?}");
     assert!(calls.contains(&r"remove WSMan:\localhost\Listener\https".to_owned()), "{calls:#?}");
 }
 

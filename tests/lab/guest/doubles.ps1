@@ -163,7 +163,7 @@ function global:Set-Service {
 function global:Start-Service { [CmdletBinding()] param([Parameter(Position = 0, Mandatory)][string] $Name) $null = Invoke-Lab @{ do = 'service-set'; name = $Name; status = 'Running' } }
 function global:Stop-Service { [CmdletBinding()] param([Parameter(Position = 0, Mandatory)][string] $Name, [switch] $Force) $null = Invoke-Lab @{ do = 'service-set'; name = $Name; status = 'Stopped' } }
 function global:Enable-PSRemoting { [CmdletBinding()] param([switch] $SkipNetworkProfileCheck, [switch] $Force) $null = Invoke-Lab @{ do = 'remoting' } }
-function global:Get-NetConnectionProfile { [CmdletBinding()] param() foreach ($one in @((Invoke-Lab @{ do = 'networks' }).networks)) { if ($null -ne $one) { [pscustomobject]@{ Name = $one.Name; NetworkCategory = $one.Category } } } }
+function global:Get-NetConnectionProfile { [CmdletBinding()] param() foreach ($one in @((Invoke-Lab @{ do = 'networks' }).networks)) { if ($null -ne $one) { [pscustomobject]@{ Name = $one.Name; InstanceID = '{network-1}'; NetworkCategory = $one.Category } } } }
 function global:Set-NetConnectionProfile {
     [CmdletBinding()] param([Parameter(ValueFromPipeline)] $InputObject, [ValidateSet('Private', 'Public')][string] $NetworkCategory)
     process { $null = Invoke-Lab @{ do = 'network-set'; category = $NetworkCategory } }

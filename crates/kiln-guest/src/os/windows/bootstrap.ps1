@@ -38,6 +38,7 @@ try {
         httpListener = $false
         closedRules = @(Get-NetFirewallRule -Name 'WINRM-HTTP-In-TCP*' -ErrorAction SilentlyContinue | Where-Object { "$($_.Enabled)" -ne 'True' } | ForEach-Object { "$($_.Name)" })
         quotas = @{}
+        networks = @()
         thumbprint = $null
     }
     # The listeners can be seen only while the service runs.
@@ -52,6 +53,7 @@ try {
         try {
             $networks = @(Get-NetConnectionProfile)
             if ($networks.Count -gt 0) {
+                $before.networks = @($networks | ForEach-Object { @{ id = "$($_.InstanceID)"; category = "$($_.NetworkCategory)" } })
                 $networks | Set-NetConnectionProfile -NetworkCategory Private
                 break
             }

@@ -64,6 +64,14 @@ if ($Bootstrapped) {
         foreach ($quota in @($before.quotas.PSObject.Properties)) {
             Invoke-Act "quota $($quota.Name)" { Set-Item -LiteralPath $quota.Name -Value $quota.Value -Force -WarningAction SilentlyContinue }
         }
+        Invoke-Act 'network' {
+            foreach ($network in @(Get-NetConnectionProfile)) {
+                # Else it is private already, or a domain's, which nobody sets.
+                if (@($before.networks | Where-Object { $_.id -eq "$($network.InstanceID)" -and $_.category -eq 'Public' }).Count -gt 0) {
+                    $network | Set-NetConnectionProfile -NetworkCategory Public
+                }
+            }
+        }
         Invoke-Act 'certificate' {
             # Windows puts a copy among the certificates of authorities.
             foreach ($store in 'My', 'CA', 'Root') {
