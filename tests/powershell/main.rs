@@ -13,6 +13,7 @@ mod bootstrap;
 mod facts;
 mod lab;
 mod language;
+mod medium;
 mod place;
 mod script;
 mod sysprep;

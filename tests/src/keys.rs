@@ -28,7 +28,7 @@ impl KeyPair {
     }
 }
 
-/// A FAT volume labelled CIDATA (cloud-init's NoCloud datasource) that makes the
+/// An ISO 9660 volume labelled CIDATA (cloud-init's NoCloud datasource) that makes the
 /// account `user` with `login` and gives the guest `host` as its host key.
 pub fn seed_medium(folder: &Path, user: &str, login: &KeyPair, host: &KeyPair) -> PathBuf {
     let data = serde_json::json!({
@@ -44,10 +44,8 @@ pub fn seed_medium(folder: &Path, user: &str, login: &KeyPair, host: &KeyPair) -
     let (user_data, meta_data) = (folder.join("user-data"), folder.join("meta-data"));
     std::fs::write(&user_data, format!("#cloud-config\n{data:#}\n")).unwrap();
     std::fs::write(&meta_data, "{\"instance-id\": \"check\"}\n").unwrap();
-    let medium = folder.join("seed.img");
-    std::fs::File::create(&medium).unwrap().set_len(1 << 20).unwrap();
-    output("mkfs.vfat", ["-n", "CIDATA", medium.to_str().unwrap()]);
-    let files = [user_data.to_str().unwrap(), meta_data.to_str().unwrap(), "::/"];
-    output("mcopy", ["-i", medium.to_str().unwrap()].into_iter().chain(files));
+    let medium = folder.join("seed.iso");
+    let [to, user_data, meta_data] = [&medium, &user_data, &meta_data].map(|path| path.to_str().unwrap());
+    output("genisoimage", ["-quiet", "-V", "CIDATA", "-r", "-J", "-o", to, user_data, meta_data]);
     medium
 }

@@ -58,6 +58,7 @@ fn assert_sealed(vhd: &Path, folder: &Path) -> Ntfs {
         let nothing = [json!({}), json!([])];
         assert!(nothing.contains(&kept[of_the_build]), "{of_the_build}: {kept:#}");
     }
+    assert_eq!(kept["network"], "Public", "{kept:#}");
     assert_eq!(kept["services"]["WinRM"], json!({ "StartType": "Manual", "Status": "Stopped" }), "{kept:#}");
     for (folder, names) in
         [("Windows/Temp", &[][..]), ("Windows/System32/Tasks", &[]), ("Users", &["Public"])]
@@ -129,6 +130,8 @@ fn every_customizer_and_sysprep() {
     }
     let lines = (1..=200).filter(|n| log.contains(&format!("raised line {n}\n"))).count();
     assert_eq!(lines, 200, "no line is lost");
+    let events = ended.run_file("events.jsonl");
+    assert!(events.contains("by medium, digest checked in the guest"), "the file came otherwise:\n{events}");
     assert_eq!(
         ended.result["outputs"][0]["output"]["status"],
         "built by steps that are lab-tested (no Windows); not tried on Azure"

@@ -40,7 +40,7 @@ pub enum BuildError {
     Vm(#[from] VmError),
     #[error("could not make the build's keys")]
     Keys(#[source] kiln_guest::keys::KeyError),
-    #[error("could not write the seed media")]
+    #[error("could not write the machine's medium")]
     Media(#[source] kiln_qemu::media::MediaError),
     #[error("could not prepare the UEFI firmware")]
     Firmware(#[from] kiln_qemu::firmware::FirmwareError),
@@ -113,9 +113,9 @@ impl BuildError {
             | Self::Credentials { .. }
             | Self::Guest { .. }
             | Self::Inside { .. } => Fault::Guest,
-            Self::Vm(VmError::GuestPanicked | VmError::GuestShutDown | VmError::ShutdownTimeout { .. }) => {
-                Fault::Guest
-            }
+            Self::Vm(
+                VmError::GuestPanicked { .. } | VmError::GuestShutDown | VmError::ShutdownTimeout { .. },
+            ) => Fault::Guest,
             Self::Disk { .. }
             | Self::Io { .. }
             | Self::Room(_)

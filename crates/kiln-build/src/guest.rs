@@ -7,6 +7,7 @@ use kiln_library::ImageLease;
 use kiln_qemu::vm::Vm;
 
 use crate::account::BuildAccount;
+use crate::medium::OnMedium;
 
 #[derive(Debug)]
 pub enum ConnectedGuest {
@@ -20,6 +21,7 @@ pub struct LinuxGuest {
     pub vm: Vm,
     pub guest: Guest,
     pub facts: GuestFacts,
+    pub(crate) on_medium: OnMedium,
     pub(crate) lease: ImageLease,
 }
 
@@ -33,5 +35,6 @@ pub struct WindowsGuest {
     pub boot: Option<BootId>,
     /// Made for this run; it goes before the image is.
     pub account: BuildAccount,
+    pub(crate) on_medium: OnMedium,
     pub(crate) lease: ImageLease,
 }

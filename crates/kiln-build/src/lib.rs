@@ -28,6 +28,7 @@ mod guest;
 mod inputs;
 pub mod journal;
 pub mod log;
+mod medium;
 mod password_file;
 pub mod run_dir;
 mod seed;
@@ -74,7 +75,7 @@ async fn build(run: &Run) -> Result<Distributed, BuildError> {
     run.journal.phase(Phase::Building);
     let way_in = boot::way_in(run)?;
     let inputs = inputs::fetch(run).await?;
-    let guest = boot::start(run, way_in).await?;
+    let guest = boot::start(run, way_in, &inputs).await?;
 
     run.journal.phase(Phase::Customizing);
     let guest = customize::run(run, guest, &inputs).await?;

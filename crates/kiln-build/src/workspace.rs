@@ -35,9 +35,13 @@ impl Workspace {
     pub fn overlay(&self) -> PathBuf {
         self.work.join("os.qcow2")
     }
-    /// cloud-init's NoCloud media; holds the build's host key.
+    /// The medium of the first boot: cloud-init's or an answer file, with the build's host key or passwords.
     pub fn seed(&self) -> PathBuf {
-        self.work.join("seed.img")
+        self.work.join("seed.iso")
+    }
+    /// The medium with the inputs of a Windows' build.
+    pub fn inputs_medium(&self) -> PathBuf {
+        self.work.join("inputs.iso")
     }
     /// The UEFI variables of this machine.
     pub fn uefi_vars(&self) -> PathBuf {

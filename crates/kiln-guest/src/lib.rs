@@ -51,4 +51,4 @@ pub use keys::{KeyPair, PublicKey};
 pub use quote::sh_quote;
 pub use session::Stream;
 pub use step::{DetachedStep, OutputChunk, StepEnd, StepNotice};
-pub use upload::{PlacedAs, UploadFailure, Uploaded};
+pub use upload::{PlacedAs, UploadFailure, UploadFrom, Uploaded};

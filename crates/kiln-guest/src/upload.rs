@@ -1,7 +1,8 @@
 //! Files into the guest: any size, streamed, checked where they lie, there whole or not at all.
 //!
-//! One command in the guest takes the file from its standard input (`upload.sh`); one thread here reads it and one
-//! channel carries it, so memory stays bounded by the channel's window.
+//! One command in the guest takes the file (`upload.sh`): from its standard input, for which one thread here reads it and
+//! one channel carries it, so memory stays bounded by the channel's window; or from a medium in the machine's drive, and
+//! then nothing goes over the link but the answer.
 //!
 //! INVARIANT: a file's checksum is checked again inside the guest, on the bytes as they lie on its disk, before the
 //! file gets its name. Guarded by `upload.sh`, the only way a file gets in, and its tests.
@@ -19,6 +20,21 @@ use crate::error::{GuestError, excerpt};
 use crate::guest::{Guest, script_command};
 use crate::session::{Broken, CommandEnd, Session, Stdin};
 use crate::step::nonce;
+
+/// Where an upload takes the file's bytes from.
+#[derive(Debug, Clone, Copy)]
+pub enum UploadFrom<'a> {
+    /// A file of this host, sent over the link.
+    Link(&'a Path),
+    /// A file on an ISO 9660 volume in the machine's drive.
+    Medium { label: &'a str, name: &'a str, bytes: u64 },
+}
+
+impl<'a> From<&'a Path> for UploadFrom<'a> {
+    fn from(local: &'a Path) -> Self {
+        Self::Link(local)
+    }
+}
 
 /// What an upload left in the guest.
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -40,6 +56,9 @@ pub enum PlacedAs {
 pub enum UploadFailure {
     #[error("cannot read the file")]
     Read(#[source] std::io::Error),
+    /// Not the file's fault: it may come over the link.
+    #[error("the guest cannot read the medium: {detail}")]
+    NoMedium { detail: String },
     #[error("the destination {remote:?} is not a full path of a file")]
     BadDestination { remote: String },
     #[error(
@@ -76,7 +95,7 @@ const READ_AHEAD: usize = 4;
 const SEND_LIMIT: u32 = 10;
 
 impl Guest {
-    /// Puts the file `local` at `remote`, a full path in a directory that exists (see
+    /// Puts the file `from` at `remote`, a full path in a directory that exists (see
     /// [`resolve_destination`](crate::resolve_destination)), with `mode` when it is new there. A file that was there
     /// keeps owner and mode. The login user writes it; with `privileged`, sudo does where that user may not, and a
     /// new file is root's. `progress` hears the bytes sent so far; they begin anew when a lost link is mended.
@@ -89,7 +108,7 @@ impl Guest {
     )]
     pub async fn upload(
         &self,
-        local: &Path,
+        from: UploadFrom<'_>,
         remote: &str,
         mode: u32,
         expected_sha256: [u8; 32],
@@ -97,15 +116,22 @@ impl Guest {
         mut progress: impl FnMut(u64) + Send,
         control: &Control,
     ) -> Result<Uploaded, GuestError> {
-        let failed = |failure| GuestError::Upload {
-            local: local.display().to_string(),
-            remote: remote.to_owned(),
-            failure,
+        let local = match from {
+            UploadFrom::Link(local) => local.display().to_string(),
+            UploadFrom::Medium { label, name, .. } => format!("{name} on {label}"),
         };
+        let failed =
+            |failure| GuestError::Upload { local: local.clone(), remote: remote.to_owned(), failure };
         if !remote.starts_with('/') || remote.ends_with('/') || remote.contains('\0') {
             return Err(failed(UploadFailure::BadDestination { remote: remote.to_owned() }));
         }
-        let bytes = std::fs::metadata(local).map_err(|error| failed(UploadFailure::Read(error)))?.len();
+        let (bytes, label, name) = match from {
+            UploadFrom::Link(local) => {
+                let found = std::fs::metadata(local).map_err(|error| failed(UploadFailure::Read(error)))?;
+                (found.len(), "", "")
+            }
+            UploadFrom::Medium { label, name, bytes } => (bytes, label, name),
+        };
         let expected = hex(&expected_sha256);
         let begin = Instant::now();
         let mut sends = 0;
@@ -116,10 +142,17 @@ impl Guest {
             let marker = format!("kiln-upload-{}", nonce());
             let (size, mode) = (bytes.to_string(), format!("{mode:o}"));
             let may_sudo = if privileged { "root" } else { "" };
-            let args = [marker.as_str(), remote, &expected, &size, &mode, may_sudo];
+            let args = [marker.as_str(), remote, &expected, &size, &mode, may_sudo, label, name];
             let command = script_command(include_str!("upload.sh"), &args);
-            let sending = send(&session, &command, local, &mut progress);
-            match control.guard(sending).await? {
+            let done = match from {
+                UploadFrom::Link(local) => {
+                    control.guard(send(&session, &command, local, &mut progress)).await?
+                }
+                UploadFrom::Medium { .. } => {
+                    control.guard(attend(&session, &command, &marker, &mut progress)).await?
+                }
+            };
+            match done {
                 Ok(answer) => {
                     let placed_as =
                         read_answer(&answer, &marker, &expected, bytes, remote).map_err(failed)?;
@@ -148,14 +181,50 @@ enum SendError {
     Broken(Broken),
 }
 
+/// More than our script ever says, with a line for each 64 MiB of a file.
+const ANSWER_LIMIT: usize = 256 * 1024;
+
+/// Hears of a file that the guest takes from its medium.
+async fn attend(
+    session: &Session,
+    command: &str,
+    marker: &str,
+    progress: &mut (dyn FnMut(u64) + Send),
+) -> Result<Vec<u8>, SendError> {
+    let at = format!("{marker} at ");
+    let mut answer = Vec::new();
+    let end = session
+        .run(command, Stdin::Bytes(b""), |_, bytes| {
+            if answer.len() < ANSWER_LIMIT {
+                answer.extend_from_slice(bytes);
+            }
+            let said = String::from_utf8_lossy(&answer);
+            // A line that is not whole yet is heard with its end.
+            let reached = said.rsplit_once(&at).and_then(|(_, rest)| rest.split_once('\n')?.0.parse().ok());
+            if let Some(reached) = reached {
+                progress(reached);
+            }
+            ControlFlow::Continue(())
+        })
+        .await;
+    answered(end, answer)
+}
+
+fn answered(end: Result<CommandEnd, Broken>, answer: Vec<u8>) -> Result<Vec<u8>, SendError> {
+    match end {
+        Ok(CommandEnd::Exited(_) | CommandEnd::Stopped) => Ok(answer),
+        // Killed together with its session: the guest goes down, or somebody cleans up.
+        Ok(CommandEnd::Signaled(_)) => Err(SendError::Broken(Broken::Lost)),
+        Err(broken) => Err(SendError::Broken(broken)),
+    }
+}
+
 async fn send(
     session: &Session,
     command: &str,
     local: &Path,
     progress: &mut (dyn FnMut(u64) + Send),
 ) -> Result<Vec<u8>, SendError> {
-    /// More than our script ever says.
-    const ANSWER_LIMIT: usize = 64 * 1024;
     let mut file = std::fs::File::open(local).map_err(SendError::Read)?;
     let (sender, chunks) = mpsc::channel(READ_AHEAD);
     // Ends with the file, with an error, or when the receiver is dropped with the command.
@@ -183,12 +252,7 @@ async fn send(
     if let Ok(Err(error)) = reader.await {
         return Err(SendError::Read(error));
     }
-    match end {
-        Ok(CommandEnd::Exited(_) | CommandEnd::Stopped) => Ok(answer),
-        // Killed together with its session: the guest goes down, or somebody cleans up.
-        Ok(CommandEnd::Signaled(_)) => Err(SendError::Broken(Broken::Lost)),
-        Err(broken) => Err(SendError::Broken(broken)),
-    }
+    answered(end, answer)
 }
 
 fn read_answer(
@@ -199,7 +263,8 @@ fn read_answer(
     remote: &str,
 ) -> Result<PlacedAs, UploadFailure> {
     let text = String::from_utf8_lossy(answer);
-    let Some((_, rest)) = text.split_once(&format!("{marker} ")) else {
+    // The last of its lines: the others tell how far it is.
+    let Some((_, rest)) = text.rsplit_once(&format!("{marker} ")) else {
         return Err(UploadFailure::Unclear { said: excerpt(answer) });
     };
     let (result, detail) = rest.split_once(' ').unwrap_or((rest, ""));
@@ -212,6 +277,7 @@ fn read_answer(
             UploadFailure::NoDirectory { directory: directory.to_owned() }
         }
         "isdir" => UploadFailure::IsDirectory { path: remote.to_owned() },
+        "nomedium" => UploadFailure::NoMedium { detail },
         "short" => UploadFailure::SizeMismatch { expected: bytes, got: detail },
         "digest" => UploadFailure::DigestMismatch { expected: expected.to_owned(), got: detail },
         "nodigest" => UploadFailure::NoDigestProgram,

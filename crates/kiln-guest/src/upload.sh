@@ -1,15 +1,52 @@
-# Takes a file from standard input and puts it at its place, whole or not at all.
+# Takes a file, from standard input or from a medium in the guest's drive, and puts it at its place, whole or not at all.
 #
 #   $1 marker   $2 destination   $3 sha256, lower case   $4 bytes   $5 mode   $6 "root" when sudo may be used
+#   $7 the medium's label, or empty for standard input   $8 the file's name on it
 #
-# Answers "MARKER RESULT DETAIL" on one line of standard output. The file is written aside in the directory of its
-# destination, its digest taken from what lies there, then renamed: nobody sees a part of it. A symbolic link is
-# followed, and a file that was there keeps its owner and mode. When the link breaks, standard input ends early, the
-# size does not fit, and the part is removed by the same path as any other failure.
+# Answers "MARKER RESULT DETAIL" on one line of standard output; before it, for a medium, lines "MARKER at BYTES". The
+# file is written aside in the directory of its destination, its digest taken from what lies there, then renamed: nobody
+# sees a part of it. A symbolic link is followed, and a file that was there keeps its owner and mode. When the link
+# breaks, standard input ends early, the size does not fit, and the part is removed by the same path as any other
+# failure. A medium is mounted for this one file, where only its own permissions count.
 LC_ALL=C
 export LC_ALL
-marker=$1 dest=$2 digest=$3 size=$4 mode=$5 root=$6
+marker=$1 dest=$2 digest=$3 size=$4 mode=$5 root=$6 label=${7-} name=${8-}
 answer() { printf '%s %s %s\n' "$marker" "$1" "${2-}"; exit 0; }
+
+as='' aside='' up='' point=''
+leave() {
+  [ -z "$aside" ] || $as rm -f "$aside"
+  [ -n "$point" ] || return 0
+  # Nothing may hold it any more.
+  exec < /dev/null
+  $up umount "$point"
+  $up rmdir "$point"
+}
+trap leave EXIT
+trap 'exit 1' HUP INT TERM PIPE
+
+# Makes the medium's file the standard input. No drive, no rights, no such medium: not the file's fault, so the answer is
+# "nomedium", and the file may come by another way.
+mount_medium() {
+  [ "$(id -u)" = 0 ] || up='sudo -n'
+  drive=''
+  for each in /dev/sr*; do
+    [ -b "$each" ] || continue
+    # The label as ISO 9660 has it: 32 bytes, padded with spaces, in the sector 16 (ECMA-119, 8.4.7).
+    said=$($up dd if="$each" bs=1 skip=32808 count=32 2> /dev/null < /dev/null)
+    [ "${said%"${said##*[! ]}"}" != "$label" ] || { drive=$each; break; }
+  done
+  [ -n "$drive" ] || answer nomedium "no drive has a medium with the label $label"
+  folder=$($up mktemp -d /run/kiln-medium-XXXXXX 2>&1 < /dev/null) || answer nomedium "$folder"
+  point=$folder
+  said=$($up mount -t iso9660 -o ro,nosuid,nodev,noexec "$drive" "$point" 2>&1 < /dev/null) || {
+    $up rmdir "$point"
+    point=''
+    answer nomedium "$said"
+  }
+  [ -r "$point/$name" ] || answer nomedium "there is no $name on it"
+  exec < "$point/$name"
+}
 
 # The digest of file $1 by whatever this guest has; nothing when it has nothing.
 DIGEST='
@@ -28,9 +65,19 @@ place() {
   # $1: what makes a command root's; empty when we may do it ourselves.
   as=$1
   aside=$dir/.$marker
-  trap '$as rm -f "$aside"' EXIT
-  trap 'exit 1' HUP INT TERM PIPE
-  said=$($as /bin/sh -c 'umask 077; set -C; exec cat > "$1"' kiln "$aside" 2>&1) || answer write "$said"
+  if [ -z "$label" ]; then
+    said=$($as /bin/sh -c 'umask 077; set -C; exec cat > "$1"' kiln "$aside" 2>&1) || answer write "$said"
+  else
+    said=$($as /bin/sh -c 'umask 077; set -C; : > "$1"' kiln "$aside" 2>&1) || answer write "$said"
+    # Piece by piece, each from where the last one ended.
+    at=0
+    while [ "$at" -lt "$size" ]; do
+      said=$($as /bin/sh -c 'exec dd bs=1048576 count=64 >> "$1"' kiln "$aside" 2>&1) || answer write "$said"
+      at=$((at + 67108864))
+      [ "$at" -lt "$size" ] || at=$size
+      printf '%s at %s\n' "$marker" "$at"
+    done
+  fi
   got=$($as /bin/sh -c 'wc -c < "$1"' kiln "$aside" </dev/null)
   got=$((got))
   [ "$got" = "$size" ] || answer short "$got"
@@ -44,7 +91,7 @@ place() {
   fi
   said=$($as chmod "$mode" "$aside" 2>&1) || answer denied "$said"
   said=$($as mv -f "$aside" "$dest" 2>&1 </dev/null) || answer denied "$said"
-  trap - EXIT
+  aside=''
   answer placed "${as:+root}"
 }
 
@@ -63,6 +110,7 @@ fi
 if [ -d "$dest" ] || { [ ! -x "$dir" ] && sudo_ok && sudo -n test -d "$dest" </dev/null; }; then
   answer isdir "$dest"
 fi
+[ -z "$label" ] || mount_medium
 # A file of somebody else in a shared directory (/tmp) is replaced by root only.
 if [ -w "$dir" ] && [ -x "$dir" ] && { [ ! -e "$dest" ] || [ -O "$dest" ] || ! sudo_ok; }; then
   place ''

@@ -58,7 +58,7 @@ pub fn arguments(machine: &Machine, features: &Features) -> Vec<OsString> {
         }
     }
     disks(&mut argv, machine);
-    media(&mut argv, machine);
+    drive(&mut argv, machine);
     if let Network::User { forward } = &machine.network {
         let mut netdev = argv.option("-netdev").bare("user").set("id", "net0");
         for port in forward {
@@ -187,34 +187,40 @@ fn disks(argv: &mut Argv, machine: &Machine) {
     }
 }
 
-/// The device id of a medium that is a USB stick.
-pub(crate) fn stick(number: usize) -> String {
-    format!("usb-medium{number}")
+/// The device id of the one removable drive.
+pub(crate) const DRIVE: &str = "drive0";
+
+/// The block node of the drive's medium number `number`, from 0.
+pub(crate) fn medium_node(number: u32) -> String {
+    format!("medium{number}")
 }
 
-fn media(argv: &mut Argv, machine: &Machine) {
-    for (index, medium) in machine.media.iter().enumerate() {
-        let node = format!("medium{index}");
+/// A drive that is always there, at the same place, whatever lies in it: a machine whose memory was kept comes back to
+/// the devices it had, and a medium can be changed.
+fn drive(argv: &mut Argv, machine: &Machine) {
+    let node = medium_node(0);
+    if let Some(medium) = &machine.medium {
         argv.option("-blockdev")
             .set("driver", "raw")
             .set("node-name", &node)
             .set("read-only", "on")
             .set("file.driver", "file")
-            .set("file.filename", &medium.path);
-        let device = match machine.hardware {
-            // Windows looks for answer files on removable drives only.
-            Hardware::Windows { .. } => argv
-                .option("-device")
-                .bare("usb-storage")
-                .set("id", stick(index))
-                .set("bus", "usb.0")
-                .set("removable", "on"),
-            Hardware::Paravirtual => {
-                argv.option("-device").bare("virtio-blk-pci").set("id", format!("virtio-{node}"))
-            }
-        };
-        drop(device.set("drive", &node).set("rerror", "stop"));
+            .set("file.filename", medium);
     }
+    let mut device = match machine.hardware {
+        // The chipset's controller has six ports, of which disks take the first.
+        Hardware::Windows { .. } => {
+            argv.option("-device").bare("ide-cd").set("id", DRIVE).set("bus", "ide.5")
+        }
+        Hardware::Paravirtual => {
+            argv.pair("-device", "virtio-scsi-pci,id=scsi0");
+            argv.option("-device").bare("scsi-cd").set("id", DRIVE).set("bus", "scsi0.0")
+        }
+    };
+    if machine.medium.is_some() {
+        device = device.set("drive", &node);
+    }
+    drop(device.set("rerror", "stop"));
 }
 
 #[derive(Default)]
@@ -288,7 +294,7 @@ mod tests {
 
     use super::*;
     use crate::disk::Overlay;
-    use crate::machine::{DirectBoot, Medium, Tpm};
+    use crate::machine::{DirectBoot, Tpm};
 
     const ALL: Features = Features { sandbox: true, pvpanic: true };
 
@@ -301,7 +307,7 @@ mod tests {
             firmware: Firmware::Bios,
             hardware: Hardware::Paravirtual,
             disks: vec![Overlay::at("/runs/1/os.qcow2", 8 << 30)],
-            media: vec![Medium { path: "/runs/1/seed.img".into() }],
+            medium: Some("/runs/1/seed.iso".into()),
             network: Network::User { forward: vec![22] },
             smbios_serial: Some("ds=nocloud".into()),
             serial_log: "/runs/1/serial.log".into(),
@@ -369,8 +375,9 @@ mod tests {
             -serial chardev:serial0
             -blockdev driver=qcow2,node-name=disk0,cache.no-flush=on,discard=unmap,detect-zeroes=unmap,file.driver=file,file.filename=/runs/1/os.qcow2,file.cache.no-flush=on,file.discard=unmap
             -device virtio-blk-pci,id=virtio-disk0,drive=disk0,werror=stop,rerror=stop,bootindex=0
-            -blockdev driver=raw,node-name=medium0,read-only=on,file.driver=file,file.filename=/runs/1/seed.img
-            -device virtio-blk-pci,id=virtio-medium0,drive=medium0,rerror=stop
+            -blockdev driver=raw,node-name=medium0,read-only=on,file.driver=file,file.filename=/runs/1/seed.iso
+            -device virtio-scsi-pci,id=scsi0
+            -device scsi-cd,id=drive0,bus=scsi0.0,drive=medium0,rerror=stop
             -netdev user,id=net0,hostfwd=tcp:127.0.0.1:0-:22
             -device virtio-net-pci,netdev=net0,romfile=
             -object rng-builtin,id=rng0
@@ -422,8 +429,8 @@ mod tests {
             -device VGA
             -blockdev driver=qcow2,node-name=disk0,cache.no-flush=on,discard=unmap,detect-zeroes=unmap,file.driver=file,file.filename=/runs/1/os.qcow2,file.cache.no-flush=on,file.discard=unmap
             -device ide-hd,id=ahci-disk0,bus=ide.0,drive=disk0,werror=stop,rerror=stop,bootindex=0
-            -blockdev driver=raw,node-name=medium0,read-only=on,file.driver=file,file.filename=/runs/1/seed.img
-            -device usb-storage,id=usb-medium0,bus=usb.0,removable=on,drive=medium0,rerror=stop
+            -blockdev driver=raw,node-name=medium0,read-only=on,file.driver=file,file.filename=/runs/1/seed.iso
+            -device ide-cd,id=drive0,bus=ide.5,drive=medium0,rerror=stop
             -netdev user,id=net0,hostfwd=tcp:127.0.0.1:0-:5985,hostfwd=tcp:127.0.0.1:0-:5986
             -device e1000e,netdev=net0,romfile=
             -device pvpanic
@@ -467,8 +474,8 @@ mod tests {
             -device tpm-crb,tpmdev=tpm0
             -blockdev driver=qcow2,node-name=disk0,cache.no-flush=on,discard=unmap,detect-zeroes=unmap,file.driver=file,file.filename=/runs/1/os.qcow2,file.cache.no-flush=on,file.discard=unmap
             -device ide-hd,id=ahci-disk0,bus=ide.0,drive=disk0,werror=stop,rerror=stop,bootindex=0
-            -blockdev driver=raw,node-name=medium0,read-only=on,file.driver=file,file.filename=/runs/1/seed.img
-            -device usb-storage,id=usb-medium0,bus=usb.0,removable=on,drive=medium0,rerror=stop
+            -blockdev driver=raw,node-name=medium0,read-only=on,file.driver=file,file.filename=/runs/1/seed.iso
+            -device ide-cd,id=drive0,bus=ide.5,drive=medium0,rerror=stop
             -netdev user,id=net0,hostfwd=tcp:127.0.0.1:0-:5985,hostfwd=tcp:127.0.0.1:0-:5986
             -device e1000e,netdev=net0,romfile=
             -device pvpanic
@@ -511,8 +518,8 @@ mod tests {
             -device tpm-crb,tpmdev=tpm0
             -blockdev driver=qcow2,node-name=disk0,cache.no-flush=on,discard=unmap,detect-zeroes=unmap,file.driver=file,file.filename=/runs/1/os.qcow2,file.cache.no-flush=on,file.discard=unmap
             -device virtio-blk-pci,id=virtio-disk0,drive=disk0,werror=stop,rerror=stop,bootindex=0
-            -blockdev driver=raw,node-name=medium0,read-only=on,file.driver=file,file.filename=/runs/1/seed.img
-            -device usb-storage,id=usb-medium0,bus=usb.0,removable=on,drive=medium0,rerror=stop
+            -blockdev driver=raw,node-name=medium0,read-only=on,file.driver=file,file.filename=/runs/1/seed.iso
+            -device ide-cd,id=drive0,bus=ide.5,drive=medium0,rerror=stop
             -netdev user,id=net0,hostfwd=tcp:127.0.0.1:0-:5985,hostfwd=tcp:127.0.0.1:0-:5986
             -device virtio-net-pci,netdev=net0,romfile=
             -device pvpanic
@@ -534,9 +541,7 @@ mod tests {
                     assert_eq!(has("ide-hd,") && has("e1000e,"), drivers == Drivers::Inbox);
                     let secure = matches!(firmware, Firmware::Uefi { secure_boot: true, .. });
                     assert_eq!(has("smm=on") && has("property=secure"), secure);
-                    assert!(
-                        has("q35") && has("hv_relaxed=on") && has("usb-storage,") && has("driftfix=slew")
-                    );
+                    assert!(has("q35") && has("hv_relaxed=on") && has("ide-cd,") && has("driftfix=slew"));
                 }
             }
         }
@@ -568,8 +573,9 @@ mod tests {
             -serial chardev:serial0
             -blockdev driver=qcow2,node-name=disk0,cache.no-flush=on,discard=unmap,detect-zeroes=unmap,file.driver=file,file.filename=/runs/1/os.qcow2,file.cache.no-flush=on,file.discard=unmap
             -device virtio-blk-pci,id=virtio-disk0,drive=disk0,werror=stop,rerror=stop,bootindex=0
-            -blockdev driver=raw,node-name=medium0,read-only=on,file.driver=file,file.filename=/runs/1/seed.img
-            -device virtio-blk-pci,id=virtio-medium0,drive=medium0,rerror=stop
+            -blockdev driver=raw,node-name=medium0,read-only=on,file.driver=file,file.filename=/runs/1/seed.iso
+            -device virtio-scsi-pci,id=scsi0
+            -device scsi-cd,id=drive0,bus=scsi0.0,drive=medium0,rerror=stop
             -netdev user,id=net0,hostfwd=tcp:127.0.0.1:0-:22
             -device virtio-net-pci,netdev=net0,romfile=
             -object rng-builtin,id=rng0
@@ -606,8 +612,9 @@ mod tests {
             -serial chardev:serial0
             -blockdev driver=qcow2,node-name=disk0,cache.no-flush=on,discard=unmap,detect-zeroes=unmap,file.driver=file,file.filename=/runs/1/os.qcow2,file.cache.no-flush=on,file.discard=unmap
             -device virtio-blk-pci,id=virtio-disk0,drive=disk0,werror=stop,rerror=stop,bootindex=0
-            -blockdev driver=raw,node-name=medium0,read-only=on,file.driver=file,file.filename=/runs/1/seed.img
-            -device virtio-blk-pci,id=virtio-medium0,drive=medium0,rerror=stop
+            -blockdev driver=raw,node-name=medium0,read-only=on,file.driver=file,file.filename=/runs/1/seed.iso
+            -device virtio-scsi-pci,id=scsi0
+            -device scsi-cd,id=drive0,bus=scsi0.0,drive=medium0,rerror=stop
             -netdev user,id=net0,hostfwd=tcp:127.0.0.1:0-:22
             -device virtio-net-pci,netdev=net0,romfile=
             -object rng-builtin,id=rng0
@@ -645,8 +652,9 @@ mod tests {
             -serial chardev:serial0
             -blockdev driver=qcow2,node-name=disk0,cache.no-flush=on,discard=unmap,detect-zeroes=unmap,file.driver=file,file.filename=/runs/1/os.qcow2,file.cache.no-flush=on,file.discard=unmap
             -device virtio-blk-pci,id=virtio-disk0,drive=disk0,werror=stop,rerror=stop,bootindex=0
-            -blockdev driver=raw,node-name=medium0,read-only=on,file.driver=file,file.filename=/runs/1/seed.img
-            -device virtio-blk-pci,id=virtio-medium0,drive=medium0,rerror=stop
+            -blockdev driver=raw,node-name=medium0,read-only=on,file.driver=file,file.filename=/runs/1/seed.iso
+            -device virtio-scsi-pci,id=scsi0
+            -device scsi-cd,id=drive0,bus=scsi0.0,drive=medium0,rerror=stop
             -netdev user,id=net0,hostfwd=tcp:127.0.0.1:0-:22
             -device virtio-net-pci,netdev=net0,romfile=
             -object rng-builtin,id=rng0
@@ -665,7 +673,7 @@ mod tests {
         };
         let tiny = Machine {
             disks: Vec::new(),
-            media: Vec::new(),
+            medium: None,
             network: Network::None,
             smbios_serial: None,
             kernel: Some(kernel),
@@ -690,6 +698,8 @@ mod tests {
             -mon chardev=qmp0,mode=control
             -chardev file,id=serial0,path=/runs/1/serial.log,append=on
             -serial chardev:serial0
+            -device virtio-scsi-pci,id=scsi0
+            -device scsi-cd,id=drive0,bus=scsi0.0,rerror=stop
             -object rng-builtin,id=rng0
             -device virtio-rng-pci,rng=rng0
             -kernel /boot/vmlinuz,1

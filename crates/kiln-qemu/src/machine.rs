@@ -23,9 +23,9 @@ pub struct Machine {
     pub hardware: Hardware,
     /// The disk of the operating system first, then data disks. A guest started by [`DirectBoot`] may have none.
     pub disks: Vec<Overlay>,
-    /// Read-only, after the disks: a guest on virtio sees them as the next `/dev/vdX`, a Windows guest as removable
-    /// drives.
-    pub media: Vec<Medium>,
+    /// What lies in the machine's one removable drive when it starts: an ISO 9660 volume. The drive is there in any case,
+    /// and is read-only; see [`crate::vm::Vm::insert_medium`].
+    pub medium: Option<PathBuf>,
     pub network: Network,
     /// cloud-init reads `ds=nocloud` from here, so that the image's own list of datasources can stay as it is.
     pub smbios_serial: Option<String>,
@@ -42,19 +42,13 @@ pub struct Machine {
     pub disk_full_wait: Duration,
 }
 
-/// A raw image that the guest can only read.
-#[derive(Clone, Debug, PartialEq, Eq)]
-pub struct Medium {
-    pub path: PathBuf,
-}
-
 /// Which devices the guest finds.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub enum Hardware {
-    /// virtio, for which every Linux has drivers.
+    /// virtio, for which every Linux has drivers; its drive is on virtio-scsi.
     Paravirtual,
     /// What Windows expects of a machine: `q35` whatever the firmware, Hyper-V's enlightenments, a local clock, a
-    /// screen (of which a picture is taken when nobody answers), a tablet for it, USB sticks for media.
+    /// screen (of which a picture is taken when nobody answers), a tablet for it, its drive on AHCI.
     Windows {
         drivers: Drivers,
         /// A TPM 2.0, emulated by swtpm, which is started with the machine. Windows 11 starts on no other.

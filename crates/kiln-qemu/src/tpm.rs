@@ -5,11 +5,11 @@
 //! measured into it is of no use to the image, whose first start elsewhere finds another TPM.
 
 use std::ffi::OsStr;
+use std::os::fd::OwnedFd;
+use std::os::unix::net::UnixListener;
 use std::path::{Path, PathBuf};
-use std::time::Duration;
 
 use kiln_host::process::{Child, Invocation, Sink, SpawnOptions, describe_status, find_program};
-use kiln_host::wait::Control;
 
 use crate::machine::Tpm;
 use crate::vm::{VmError, log_end};
@@ -24,30 +24,9 @@ pub fn find(search_path: &OsStr) -> Result<PathBuf, NoTpm> {
     find_program("swtpm", search_path).ok_or(NoTpm)
 }
 
-/// Between two looks whether the socket is there: swtpm says so to nobody, and is up in some milliseconds.
-const LOOK_AGAIN: Duration = Duration::from_millis(5);
-
-/// Starts it, and waits until it listens at `socket`: QEMU connects once, and gives up where nobody is.
-pub(crate) async fn start(tpm: &Tpm, socket: &Path, control: &Control) -> Result<Child, VmError> {
-    let child = spawn(tpm, socket)?;
-    let listens = async {
-        while !socket.exists() {
-            tokio::time::sleep(LOOK_AGAIN).await;
-        }
-    };
-    tokio::select! {
-        biased;
-        status = child.wait() => Err(VmError::Tpm {
-            status: describe_status(status?),
-            stderr: log_end(&tpm.log).unwrap_or_default(),
-            log: tpm.log.clone(),
-        }),
-        why = control.interrupted() => Err(why.into()),
-        () = listens => Ok(child),
-    }
-}
-
-fn spawn(tpm: &Tpm, socket: &Path) -> Result<Child, VmError> {
+/// Starts it, with a socket that listens already: QEMU, started next, finds it in any case, and nobody waits for a file to
+/// appear. swtpm is given it as its standard output, and says what it has to say on standard error.
+pub(crate) fn start(tpm: &Tpm, socket: &Path) -> Result<Child, VmError> {
     let prepare = |path: &Path| {
         let path = path.to_owned();
         move |source| VmError::Prepare { path, source }
@@ -59,30 +38,35 @@ fn spawn(tpm: &Tpm, socket: &Path) -> Result<Child, VmError> {
     }
     std::fs::create_dir_all(&tpm.state).map_err(prepare(&tpm.state))?;
     let log = std::fs::File::options().create(true).append(true).open(&tpm.log).map_err(prepare(&tpm.log))?;
-    let log_too = log.try_clone().map_err(prepare(&tpm.log))?;
+    let listener = UnixListener::bind(socket).map_err(prepare(socket))?;
+    let mut state = std::ffi::OsString::from("dir=");
+    state.push(&tpm.state);
     let invocation = Invocation::new(&tpm.program)
-        .args(["socket", "--tpm2", "--terminate", "--flags", "startup-clear"])
+        .args(["socket", "--tpm2", "--terminate", "--flags", "startup-clear", "--ctrl", "type=unixio,fd=1"])
         .arg("--tpmstate")
-        .arg(with_path("dir=", &tpm.state))
-        .arg("--ctrl")
-        .arg(with_path("type=unixio,path=", socket));
+        .arg(state);
     tracing::debug!(command = %invocation, "starting swtpm");
     Ok(invocation.spawn(SpawnOptions {
-        stdout: Sink::File(log),
-        stderr: Sink::File(log_too),
+        stdout: Sink::File(OwnedFd::from(listener).into()),
+        stderr: Sink::File(log),
         no_new_privs: true,
         ..SpawnOptions::default()
     })?)
 }
 
-fn with_path(setting: &str, path: &Path) -> std::ffi::OsString {
-    let mut text = std::ffi::OsString::from(setting);
-    text.push(path);
-    text
+/// How it failed, if it has: then what QEMU says is but the consequence.
+pub(crate) fn failure(tpm: &Tpm, child: &Child) -> Option<VmError> {
+    let status = child.status().filter(|status| !status.success())?;
+    let stderr = log_end(&tpm.log).unwrap_or_default();
+    Some(VmError::Tpm { status: describe_status(status), stderr, log: tpm.log.clone() })
 }
 
 #[cfg(test)]
 mod tests {
+    use std::time::Duration;
+
+    use kiln_host::wait::Control;
+
     use super::*;
 
     fn tpm(dir: &Path, program: PathBuf) -> Tpm {
@@ -98,19 +82,17 @@ mod tests {
         let dir = tempfile::tempdir().unwrap();
         let socket = dir.path().join("tpm");
         let control = Control::ending_in(Duration::from_secs(30));
-        let child = start(&tpm(dir.path(), program), &socket, &control).await.unwrap();
-        assert!(socket.exists() && child.status().is_none());
+        let tpm = tpm(dir.path(), program);
+        let child = start(&tpm, &socket).unwrap();
+        std::os::unix::net::UnixStream::connect(&socket).unwrap();
         child.kill_group();
         control.guard(child.wait()).await.unwrap().unwrap();
+        assert!(failure(&tpm, &child).is_some_and(|error| error.to_string().contains("swtpm ended with")));
     }
 
-    #[tokio::test]
-    async fn one_that_ends_at_once_says_why() {
-        let dir = tempfile::tempdir().unwrap();
-        let control = Control::ending_in(Duration::from_secs(30));
-        let error = start(&tpm(dir.path(), "/bin/false".into()), &dir.path().join("tpm"), &control).await;
-        let message = error.unwrap_err().to_string();
-        assert!(message.starts_with("swtpm ended with exit status 1"), "{message}");
-        assert!(find(OsStr::new("/nonexistent")).is_err());
+    #[test]
+    fn a_host_without_it_is_told_what_to_install() {
+        let error = find(OsStr::new("/nonexistent")).unwrap_err();
+        assert!(error.to_string().ends_with("install the package swtpm"), "{error}");
     }
 }

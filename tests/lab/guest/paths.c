@@ -2,10 +2,12 @@
  *
  *   C:\dir\file, c:/dir/file, /anything/C:\dir\file (as .NET makes it absolute)  ->  $LAB_ROOT/dir/file
  *   $LAB_ROOT\dir/FILE                                                           ->  $LAB_ROOT/dir/file
+ *   D:\dir\file, where there is a folder ${LAB_DRIVES}d                           ->  ${LAB_DRIVES}d/dir/file
  *
- * Below LAB_ROOT a name is found whatever its case, as NTFS has it. Other paths are left alone.
+ * Below LAB_ROOT and in a drive a name is found whatever its case, as NTFS has it. Other paths are left alone.
  * Hooked is what libSystem.Native.so imports; a call that is not hooked sees no such file, which is loud. */
 #define _GNU_SOURCE
+#include <ctype.h>
 #include <dirent.h>
 #include <dlfcn.h>
 #include <errno.h>
@@ -44,7 +46,7 @@ REAL(ssize_t, readlink, const char *, char *, size_t);
 REAL(char *, realpath, const char *, char *);
 REAL(int, statfs64, const char *, struct statfs64 *);
 REAL(int, utimensat, int, const char *, const struct timespec[2], int);
-static const char *root;
+static const char *root, *drives;
 static int begun;
 
 /* At the first call, which may come before any constructor of ours. */
@@ -55,6 +57,7 @@ __attribute__((constructor)) static void begin(void) {
   FIND(execve); FIND(inotify_add_watch); FIND(link); FIND(symlink); FIND(rename); FIND(mkdir); FIND(rmdir); FIND(unlink);
   FIND(opendir); FIND(readlink); FIND(realpath); FIND(statfs64); FIND(utimensat);
   root = getenv("LAB_ROOT");
+  drives = getenv("LAB_DRIVES");
   begun = 1;
 }
 
@@ -65,22 +68,33 @@ static int there(const char *path) {
 
 static int is_end(char c) { return c == 0 || c == '/' || c == '\\'; }
 
-/* What follows the drive or the root; NULL for a path of Linux'. */
-static const char *inside(const char *path) {
+/* What follows the drive or the root, whose folder is written to `base`; NULL for a path of Linux'. */
+static const char *inside(const char *path, char *base) {
   const char *found = NULL;
   for (const char *at = path; *at; at++)
-    if ((at == path || is_end(at[-1])) && (*at == 'c' || *at == 'C') && at[1] == ':' && is_end(at[2])) found = at + 2;
+    if ((at == path || is_end(at[-1])) && isalpha((unsigned char)*at) && at[1] == ':' && is_end(at[2])) {
+      char folder[PATH_MAX];
+      int letter = tolower((unsigned char)*at);
+      if (letter == 'c') snprintf(folder, PATH_MAX, "%s", root);
+      else if (!drives || snprintf(folder, PATH_MAX, "%s%c", drives, letter) >= PATH_MAX || !there(folder)) continue;
+      strcpy(base, folder);
+      found = at + 2;
+    }
   size_t length = strlen(root);
-  if (!found && strncmp(path, root, length) == 0 && is_end(path[length])) found = path + length;
+  if (!found && strncmp(path, root, length) == 0 && is_end(path[length])) {
+    strcpy(base, root);
+    found = path + length;
+  }
   return found;
 }
 
 static const char *translated(const char *path, char *made) {
   const char *rest;
-  if (!path || !root || !(rest = inside(path))) return path;
-  size_t base = strlen(root), length = base;
+  char folder[PATH_MAX];
+  if (!path || !root || !(rest = inside(path, folder))) return path;
+  size_t base = strlen(folder), length = base;
   if (base + strlen(rest) + 2 > PATH_MAX) return path;
-  strcpy(made, root);
+  strcpy(made, folder);
   while (*rest) {
     while (*rest && is_end(*rest)) rest++;
     size_t size = 0;

@@ -119,6 +119,7 @@ class Guest:
             "LAB_CONTROL": f"{self.place}/control", "LAB_GUEST": f"{self.place}/guest", "LAB_TASK": task,
             "LAB_ENGINE": self.engine.program and os.path.dirname(self.engine.program) or "", "LAB_PYTHON": sys.executable,
             "LAB_PROGRAM": f"{HERE}/program.py", "LAB_PATHS": f"{HERE}/paths.so",
+            "LAB_DRIVES": f"{self.place}/drive-",
         }  # fmt: skip
 
     def interpreter(self, user, when_killed=lambda kill: None, task=""):
@@ -206,12 +207,57 @@ class Guest:
                 continue
             folder = f"{self.place}/drive-{chr(letter)}"
             os.makedirs(folder, exist_ok=True)
-            for kind, options in (("vfat", "ro,shortname=mixed,utf8"), ("iso9660", "ro,map=normal"), ("udf", "ro")):
-                if subprocess.run(["mount", "-t", kind, "-o", options, device, folder], capture_output=True, check=False).returncode == 0:
-                    self.drives[chr(letter)] = folder
-                    letter += 1
-                    break
+            if self._mount(device, folder):
+                self.drives[chr(letter)] = folder
+                letter += 1
         return bool(self.drives)
+
+    @staticmethod
+    def _mount(device, folder):
+        # Of a CD's names those that Windows reads: Joliet's.
+        for kind, options in (("vfat", "ro,shortname=mixed,utf8"), ("iso9660", "ro,norock"), ("udf", "ro")):
+            if subprocess.run(["mount", "-t", kind, "-o", options, device, folder], capture_output=True, check=False).returncode == 0:
+                return True
+        return False
+
+    def watch_cd(self):
+        """A CD drive keeps its letter, whatever lies in it; what is in it is looked at every second, as Windows does."""
+
+        def label(device):
+            # The volume's, in the descriptor in sector 16; opening it is what makes Linux look.
+            try:
+                with open(device, "rb", buffering=0) as cd:
+                    cd.seek(16 * 2048)
+                    return cd.read(2048)
+            except OSError:
+                return None
+
+        def watch(device, folder):
+            seen = label(device)
+            while True:
+                time.sleep(1)
+                now = label(device)
+                if now == seen:
+                    continue
+                subprocess.run(["umount", "-l", folder], capture_output=True, check=False)
+                if now is not None:
+                    self._mount(device, folder)
+                self.say(f"the medium in {device} has changed: {'none' if now is None else now[40:72].decode('latin-1').strip()}")
+                seen = now
+
+        for name in sorted(os.listdir("/sys/class/block")):
+            if name.startswith("sr"):
+                device = f"/dev/{name}"
+                mounted = [letter for letter, of in self.drives.items() if self._is_mounted(device, of)]
+                letter = mounted[0] if mounted else chr(ord(max(self.drives, default="c")) + 1)
+                folder = self.drives.setdefault(letter, f"{self.place}/drive-{letter}")
+                os.makedirs(folder, exist_ok=True)
+                threading.Thread(target=watch, args=(device, folder), daemon=True).start()
+
+    @staticmethod
+    def _is_mounted(device, folder):
+        with open("/proc/self/mounts", encoding="utf-8") as mounts:
+            return any(line.split()[:2] == [device, folder] for line in mounts)
 
     def first_boot(self):
         """Follows an answer file, if Windows is generalized and there is one; the first logon's commands."""
@@ -257,6 +303,7 @@ class Guest:
         self.state.save()
         self.watch_button()
         self.mount_drives()
+        self.watch_cd()
         Calls(self).listen(f"{self.place}/guest")
         commands = self.first_boot()
         self.winrm.look()

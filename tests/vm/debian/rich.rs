@@ -86,14 +86,14 @@ fn build() -> Rich {
         );
     let running = kiln.start(&template);
     running.until_step("connect");
-    let keys = build_keys(&running.run_dir().join("work/seed.img"));
+    let keys = build_keys(&running.run_dir().join("work/seed.iso"));
     let ended = running.wait().succeeded();
     Rich { kiln, ended, blob_sha256, keys }
 }
 
 /// The key texts on the build's seed medium, as single lines of base64.
 fn build_keys(seed: &Path) -> Vec<String> {
-    let text = output("mcopy", ["-i", seed.to_str().unwrap(), "::user-data", "-"]);
+    let text = output("isoinfo", ["-R", "-x", "/user-data", "-i", seed.to_str().unwrap()]);
     let data: Value = serde_json::from_str(text.strip_prefix("#cloud-config\n").unwrap()).unwrap();
     let public = |text: &Value| text.as_str().unwrap().split(' ').nth(1).unwrap().to_owned();
     let mut keys = vec![

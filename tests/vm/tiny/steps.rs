@@ -180,6 +180,44 @@ fn a_missing_destination_folder_is_named_and_not_made() {
     kiln.assert_nothing_left();
 }
 
+/// Files travel on a medium; to a guest that cannot read it they go over the connection, and it is said once.
+#[test]
+fn files_come_by_medium_or_over_the_connection() {
+    let kiln = Kiln::new();
+    let source = |name: &str, text: &str| {
+        let path = kiln.path().join(name);
+        std::fs::write(&path, text).unwrap();
+        format!("file://{}", path.display())
+    };
+    let (one, two) = (source("one", "one\n"), source("two", "two\n"));
+    let template = tiny()
+        .file("by medium", &one, "/tmp/one")
+        // A drive that lets nobody read: no medium, as far as this guest knows.
+        .shell("hide", ["sudo mv /dev/sr0 /dev/hidden"])
+        .file("by link", &two, "/tmp/two")
+        .file("by link again", &one, "/srv/three")
+        .shell(
+            "look",
+            ["cat /tmp/one /tmp/two /srv/three; mount | grep -c iso9660 || echo nothing is mounted"],
+        );
+    let ended = kiln.build(&template).succeeded();
+    for line in ["one", "two", "nothing is mounted"] {
+        assert!(
+            ended.log().contains(&format!(" azure-arm: {line}\n")),
+            "no line {line:?} in\n{}",
+            ended.log()
+        );
+    }
+    let events = ended.run_file("events.jsonl");
+    for (word, times) in [
+        ("by medium, digest", 1),
+        ("over the connection, digest", 2),
+        ("the guest cannot read its medium", 1),
+    ] {
+        assert_eq!(events.matches(word).count(), times, "{word} in\n{events}");
+    }
+}
+
 #[test]
 fn a_full_guest_disk_is_named() {
     let kiln = Kiln::new();

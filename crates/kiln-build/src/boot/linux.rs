@@ -7,21 +7,24 @@ use kiln_guest::{Guest, Login};
 use kiln_library::ImageLease;
 use kiln_model::catalog::Generation;
 use kiln_qemu::firmware::{Firmware, Ovmf};
-use kiln_qemu::machine::{Hardware, Machine, Medium, Network};
-use kiln_qemu::media;
+use kiln_qemu::machine::{Hardware, Machine, Network};
+use kiln_qemu::media::{CLOUD_INIT_LABEL, Contents, MediaWriter};
 use kiln_qemu::vm::Vm;
 
 use super::{accelerator, disk, power_on};
 use crate::context::Run;
 use crate::error::BuildError;
 use crate::guest::LinuxGuest;
+use crate::inputs::Inputs;
+use crate::medium::{self, OnMedium};
 use crate::seed;
 
 /// As long as the service waits for a guest to answer.
 const CONNECT_LIMIT: Duration = Duration::from_secs(20 * 60);
 
-pub(super) async fn start(run: &Run) -> Result<LinuxGuest, BuildError> {
-    let (machine, login, lease) = prepare(run).await?;
+pub(super) async fn start(run: &Run, inputs: &Inputs) -> Result<LinuxGuest, BuildError> {
+    let on_medium = OnMedium::choose(run, inputs);
+    let (machine, login, lease) = prepare(run, inputs, &on_medium).await?;
     let vm = power_on(run, machine).await?;
 
     let step = run.journal.step("connect", "wait for SSH");
@@ -41,24 +44,28 @@ pub(super) async fn start(run: &Run) -> Result<LinuxGuest, BuildError> {
         .map_err(|source| BuildError::Guest { act: "read the guest's facts", source: source.into() })?;
     check_growth(run, &vm, &guest).await?;
     step.succeed(facts.os_name.clone());
-    Ok(LinuxGuest { vm, guest, facts, lease })
+    Ok(LinuxGuest { vm, guest, facts, on_medium, lease })
 }
 
 /// Everything the machine is made of.
-async fn prepare(run: &Run) -> Result<(Machine, Login, ImageLease), BuildError> {
+async fn prepare(
+    run: &Run,
+    inputs: &Inputs,
+    on_medium: &OnMedium,
+) -> Result<(Machine, Login, ImageLease), BuildError> {
     let step = run.journal.step("machine", "prepare the machine");
     let (overlay, lease) = disk(run).await?;
 
     let login_key = KeyPair::generate().map_err(BuildError::Keys)?;
     let host_key = KeyPair::generate().map_err(BuildError::Keys)?;
     let files = seed::files(run.request.run_id.as_str(), &login_key, &host_key).map_err(BuildError::Keys)?;
-    let seed_path = run.workspace.seed();
-    media::seed_medium(
-        &seed_path,
-        media::CLOUD_INIT_LABEL,
-        &[("user-data", files.user_data.as_bytes()), ("meta-data", files.meta_data.as_bytes())],
-    )
-    .map_err(BuildError::Media)?;
+    let seed = run.workspace.seed();
+    let placed = on_medium.files(inputs);
+    let mut on_it = medium::contents(&placed);
+    on_it.push(("user-data", Contents::Bytes(files.user_data.as_bytes())));
+    on_it.push(("meta-data", Contents::Bytes(files.meta_data.as_bytes())));
+    let writer = MediaWriter::find(&run.settings.search_path).map_err(BuildError::Media)?;
+    writer.write(&seed, CLOUD_INIT_LABEL, &on_it, &run.control).await.map_err(BuildError::Media)?;
 
     let firmware = match run.plan.source.generation {
         Generation::V1 => Firmware::Bios,
@@ -72,7 +79,7 @@ async fn prepare(run: &Run) -> Result<(Machine, Login, ImageLease), BuildError> 
         firmware,
         hardware: Hardware::Paravirtual,
         disks: vec![overlay],
-        media: vec![Medium { path: seed_path }],
+        medium: Some(seed),
         network: Network::User { forward: vec![22] },
         smbios_serial: Some(seed::SMBIOS_SERIAL.to_owned()),
         serial_log: run.dir.serial_log(),

@@ -2,7 +2,7 @@
 //!
 //! ```text
 //!  base image (read-only, leased) ─ overlay ─┐
-//!  keys, or an account (─ media) ────────────┼─► Machine ─► Vm ─► guest (its host key or certificate checked)
+//!  keys, or an account, and inputs ─ medium ──┼─► Machine ─► Vm ─► guest (its host key or certificate checked)
 //!  firmware ─────────────────────────────────┘
 //! ```
 //! INVARIANT: a base image is never written: the machine gets an overlay of its own,
@@ -27,6 +27,7 @@ use crate::account::BuildAccount;
 use crate::context::Run;
 use crate::error::BuildError;
 use crate::guest::ConnectedGuest;
+use crate::inputs::Inputs;
 use crate::password_file::PasswordFileError;
 use crate::seed::BUILD_USER;
 
@@ -65,11 +66,11 @@ pub fn way_in(run: &Run) -> Result<WayIn, BuildError> {
 }
 
 /// Starts the machine and logs in.
-pub async fn start(run: &Run, way_in: WayIn) -> Result<ConnectedGuest, BuildError> {
+pub async fn start(run: &Run, way_in: WayIn, inputs: &Inputs) -> Result<ConnectedGuest, BuildError> {
     match way_in {
-        WayIn::Keys => linux::start(run).await.map(|guest| ConnectedGuest::Linux(Box::new(guest))),
+        WayIn::Keys => linux::start(run, inputs).await.map(|guest| ConnectedGuest::Linux(Box::new(guest))),
         WayIn::Account(account) => {
-            windows::start(run, account).await.map(|guest| ConnectedGuest::Windows(Box::new(guest)))
+            windows::start(run, account, inputs).await.map(|guest| ConnectedGuest::Windows(Box::new(guest)))
         }
     }
 }

@@ -25,8 +25,8 @@ use kiln_host::wait::Control;
 use kiln_library::ImageLease;
 use kiln_model::catalog::{Credentials, Generation, Listener, Login};
 use kiln_qemu::firmware::{Firmware, Ovmf};
-use kiln_qemu::machine::{Drivers, Hardware, Machine, Medium, Network, Tpm};
-use kiln_qemu::media::ANSWERS_LABEL;
+use kiln_qemu::machine::{Drivers, Hardware, Machine, Network, Tpm};
+use kiln_qemu::media::{ANSWERS_LABEL, Contents, INPUTS_LABEL, MediaWriter};
 use kiln_qemu::vm::Vm;
 use kiln_qemu::{offline, tpm};
 
@@ -36,6 +36,8 @@ use crate::context::Run;
 use crate::customize::windows::answer;
 use crate::error::BuildError;
 use crate::guest::WindowsGuest;
+use crate::inputs::Inputs;
+use crate::medium::{self, OnMedium};
 use crate::serial;
 use crate::transcript::Transcript;
 
@@ -49,8 +51,13 @@ const REFUSED_LIMIT: Duration = Duration::from_secs(60);
 /// in the image.
 const REFUSED_RETRIES: u32 = 2;
 
-pub(super) async fn start(run: &Run, account: BuildAccount) -> Result<WindowsGuest, BuildError> {
-    let (machine, lease) = prepare(run, &account).await?;
+pub(super) async fn start(
+    run: &Run,
+    account: BuildAccount,
+    inputs: &Inputs,
+) -> Result<WindowsGuest, BuildError> {
+    let writer = MediaWriter::find(&run.settings.search_path).map_err(BuildError::Media)?;
+    let (machine, lease) = prepare(run, &account, &writer).await?;
     let vm = power_on(run, machine).await?;
     let connected = connect(run, &vm, &account).await;
     let guest = match connected {
@@ -60,7 +67,9 @@ pub(super) async fn start(run: &Run, account: BuildAccount) -> Result<WindowsGue
             return Err(error);
         }
     };
-    let mut guest = WindowsGuest { vm, guest, facts: WindowsFacts::default(), boot: None, account, lease };
+    let on_medium = change_medium(run, &vm, &writer, inputs).await?;
+    let facts = WindowsFacts::default();
+    let mut guest = WindowsGuest { vm, guest, facts, boot: None, account, on_medium, lease };
 
     let step = run.journal.step("facts", "look at the guest");
     let said = answer(run, &guest, "read the guest's facts", &facts::facts()).await?;
@@ -116,11 +125,6 @@ async fn connect(run: &Run, vm: &Vm, account: &BuildAccount) -> Result<WinrmGues
         },
         _ => BuildError::Connect(error.into()),
     })?;
-    if own.is_none() {
-        // Nobody needs it any more: customizers do not see the passwords on it, and Sysprep, whose search for answer
-        // files takes in removable drives, does not find it.
-        vm.pull_medium(0, &run.control).await?;
-    }
     run.log.say("WinRM connected.");
     step.succeed("");
     Ok(guest)
@@ -204,6 +208,25 @@ async fn told_certificate(
     CertificatePin::from_sha256(&sha256).map_err(|error| no_word(&error.to_string()))
 }
 
+/// The answer file has done its work: customizers do not see the passwords on it. In its place comes what they want.
+async fn change_medium(
+    run: &Run,
+    vm: &Vm,
+    writer: &MediaWriter,
+    inputs: &Inputs,
+) -> Result<OnMedium, BuildError> {
+    vm.eject_medium(&run.control).await?;
+    let on_medium = OnMedium::choose(run, inputs);
+    if !on_medium.is_empty() {
+        let (medium, files) = (run.workspace.inputs_medium(), on_medium.files(inputs));
+        let contents = medium::contents(&files);
+        let written = writer.write(&medium, INPUTS_LABEL, &contents, &run.control);
+        vm.guard(&run.control, written).await?.map_err(BuildError::Media)?;
+        vm.insert_medium(&medium, &run.control).await?;
+    }
+    Ok(on_medium)
+}
+
 /// The screen as it was when nobody answered: often the only word of a Windows that does not start.
 async fn screenshot(run: &Run, vm: &Vm) {
     let path = run.dir.screenshot();
@@ -214,20 +237,24 @@ async fn screenshot(run: &Run, vm: &Vm) {
 }
 
 /// Everything the machine is made of.
-async fn prepare(run: &Run, account: &BuildAccount) -> Result<(Machine, ImageLease), BuildError> {
+async fn prepare(
+    run: &Run,
+    account: &BuildAccount,
+    writer: &MediaWriter,
+) -> Result<(Machine, ImageLease), BuildError> {
     let step = run.journal.step("machine", "prepare the machine");
     let (overlay, lease) = disk(run).await?;
-    let mut media = Vec::new();
+    let mut medium = None;
     if let Some(to_be_made) = account.to_be_made() {
         let answers = bootstrap::answer_file(&to_be_made, "en-US", Architecture::Amd64)
             .map_err(BuildError::AnswerFile)?;
         let script = bootstrap::bootstrap(&account.nonce);
         let seed = run.workspace.seed();
-        let mut files: Vec<(&str, &[u8])> =
-            ANSWER_FILES.iter().map(|name| (*name, answers.as_bytes())).collect();
-        files.push((bootstrap::BOOTSTRAP_PATH, &script));
-        kiln_qemu::media::seed_medium(&seed, ANSWERS_LABEL, &files).map_err(BuildError::Media)?;
-        media.push(Medium { path: seed });
+        let mut files: Vec<(&str, Contents<'_>)> =
+            ANSWER_FILES.iter().map(|name| (*name, Contents::Bytes(answers.as_bytes()))).collect();
+        files.push((bootstrap::BOOTSTRAP_PATH, Contents::Bytes(&script)));
+        writer.write(&seed, ANSWERS_LABEL, &files, &run.control).await.map_err(BuildError::Media)?;
+        medium = Some(seed);
     }
     let (firmware, tpm) = match run.plan.source.generation {
         Generation::V1 => (Firmware::Bios, None),
@@ -250,7 +277,7 @@ async fn prepare(run: &Run, account: &BuildAccount) -> Result<(Machine, ImageLea
         firmware,
         hardware: Hardware::Windows { drivers: drivers(run).await?, tpm },
         disks: vec![overlay],
-        media,
+        medium,
         network: Network::User { forward: vec![port(own_credentials(run))] },
         smbios_serial: None,
         serial_log: run.dir.serial_log(),

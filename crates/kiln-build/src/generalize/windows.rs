@@ -34,6 +34,8 @@ const VERDICT_LIMIT: Duration = Duration::from_secs(60);
 const FEW_REARMS: i64 = 3;
 
 pub(super) async fn run(run: &Run, guest: WindowsGuest) -> Result<Generalized, BuildError> {
+    // Sysprep looks for answer files on removable drives.
+    guest.vm.eject_medium(&run.control).await?;
     register_undo(run, &guest).await?;
     if let Err(error) = deprovision(run, &guest).await {
         // The machine may be kept for a look: it is not to be undone and powered off.

@@ -5,7 +5,7 @@
 //!     │ WinrmGuest::connect   tries until the guest answers and lets us in                    connect
 //!     ▼
 //!   WinrmGuest ─ run, powershell, exec     output as it comes, exit code                      guest, command, clixml
-//!     ├─ upload                            a file, its digest checked inside                  upload
+//!     ├─ upload, take                      a file, its digest checked inside                  upload, medium
 //!     ├─ boot_id                           which boot it is: a restart, proven                boot
 //!     └─ lanes: a shell and its connections, replaced when lost                               lane
 //!          └─ Channel: one connection, logged in; envelopes sealed where there is no TLS      channel, negotiate, sealed
@@ -37,6 +37,7 @@ mod guest;
 mod http;
 mod lane;
 mod login;
+mod medium;
 mod negotiate;
 mod recorder;
 mod redact;
@@ -57,6 +58,7 @@ pub use error::{LinkFailure, WinrmError};
 pub use fault::{Fault, FaultCode, Remedy};
 pub use guest::{CommandEnd, WinrmGuest};
 pub use login::{Authentication, CertificatePin, Password, PinError, Transport, WinrmLimits, WinrmLogin};
+pub use medium::MediumFile;
 pub use recorder::{Recorder, Tally};
 pub use sealed::SealedError;
 pub use upload::{UploadWay, WinrmUploaded};

@@ -26,6 +26,7 @@ use super::error::WinrmError;
 use super::guest::{Ended, Input, WinrmGuest};
 use crate::error::excerpt;
 use crate::guest::{ExecOutput, without_comments};
+use crate::os::windows::medium::{PLACE, PLACE_MARK};
 use crate::session::Stream;
 use crate::step::nonce;
 use crate::upload::UploadFailure;
@@ -54,7 +55,7 @@ const PIECE_LINES: usize = 32;
 const SEND_LIMIT: u32 = 5;
 /// Base64 digits in one echoed line, below cmd.exe's limit with room for the file's name.
 const ECHO: usize = 7600;
-const MARKER: &str = "kiln-upload ";
+pub(super) const MARKER: &str = "kiln-upload ";
 
 impl WinrmGuest {
     /// Puts the file `local` at `remote`, a full path in a directory that exists. A file that was there keeps owner
@@ -238,7 +239,7 @@ enum SendError {
 
 /// The reader's text as the guest gets it: its explanations and indents would not fit into a command line.
 pub(super) fn reader() -> String {
-    let text = without_comments(include_str!("upload_reader.ps1"));
+    let text = without_comments(&include_str!("upload_reader.ps1").replace(PLACE_MARK, PLACE));
     text.lines().flat_map(|line| [line.trim_start(), "\n"]).collect()
 }
 
@@ -299,7 +300,7 @@ fn find_answer(output: &ExecOutput) -> Option<String> {
     text.lines().find_map(|line| line.trim().strip_prefix(MARKER)).map(str::to_owned)
 }
 
-fn read_answer(said: &str, expected: &str, bytes: u64, remote: &str) -> Result<(), UploadFailure> {
+pub(super) fn read_answer(said: &str, expected: &str, bytes: u64, remote: &str) -> Result<(), UploadFailure> {
     let (result, detail) = said.split_once(' ').unwrap_or((said, ""));
     let shown = excerpt(detail.as_bytes());
     Err(match result {
@@ -322,6 +323,7 @@ fn read_answer(said: &str, expected: &str, bytes: u64, remote: &str) -> Result<(
         "denied" => UploadFailure::Denied { detail: shown },
         "full" => UploadFailure::DiskFull { detail: shown },
         "readonly" => UploadFailure::ReadOnly { detail: shown },
+        "nomedium" => UploadFailure::NoMedium { detail: shown },
         "write" => UploadFailure::Write { detail: shown },
         _ => UploadFailure::Unclear { said: excerpt(said.as_bytes()) },
     })
@@ -352,6 +354,7 @@ mod tests {
             ("denied why".to_owned(), "may not write"),
             ("full why".to_owned(), "disk is full"),
             ("readonly why".to_owned(), "read-only"),
+            ("nomedium why".to_owned(), "cannot read the medium"),
             ("write why".to_owned(), "writing failed"),
             ("what".to_owned(), "makes no sense"),
         ] {

@@ -11,6 +11,10 @@ begin {
     $out = $null
     $failure = $null
     $size = 0
+    $refusal = $null
+    $partial = $null
+
+    # <place>
 
     function Use-Line([string] $line) {
         $line = $line.Trim([char]0xFEFF, ' ', "`r", "`n")
@@ -29,14 +33,11 @@ begin {
 
     function Open-Partial {
         $script:path = [Text.Encoding]::UTF8.GetString([Convert]::FromBase64String($script:head[0]))
-        if ([IO.Directory]::Exists($script:path)) { $script:refusal = 'isdir'; throw 'a directory' }
-        $parent = [IO.Path]::GetDirectoryName($script:path)
-        if (-not [IO.Directory]::Exists($parent)) { $script:refusal = 'nodir'; throw 'no directory' }
+        $script:refusal = Get-Refusal $script:path
+        if ($null -ne $script:refusal) { throw $script:refusal }
         $script:partial = $script:path + '.' + [Guid]::NewGuid().ToString('N') + '.kiln'
         $script:out = New-Object IO.FileStream($script:partial, [IO.FileMode]::CreateNew)
     }
-    $script:refusal = $null
-    $script:partial = $null
 }
 process {
     if ($null -ne $_) { Use-Line $_ }
@@ -46,42 +47,16 @@ end {
         $in = New-Object IO.StreamReader([Console]::OpenStandardInput(), [Text.Encoding]::ASCII)
         while ($null -ne ($line = $in.ReadLine())) { Use-Line $line }
     }
-    $result = $null
     try {
         if ($null -ne $out) { $out.Dispose() }
         if ($null -ne $failure) { throw $failure }
         if ($head.Count -lt 2) { throw 'the input ended before the file began' }
-        # What counts is what lies on the disk.
-        $file = [IO.File]::OpenRead($partial)
-        try { $digest = [Security.Cryptography.SHA256]::Create().ComputeHash($file) } finally { $file.Dispose() }
-        $digest = [BitConverter]::ToString($digest).Replace('-', '').ToLowerInvariant()
-        if ($digest -ne $head[1]) {
-            $result = 'digest ' + $digest
-        } else {
-            # Replacing keeps the owner and the rights of a file that was there.
-            if ([IO.File]::Exists($path)) { [IO.File]::Replace($partial, $path, [NullString]::Value) }
-            else { [IO.File]::Move($partial, $path) }
-            $partial = $null
-            $result = 'placed ' + $size + ' ' + $digest
-        }
+        $result = Move-Checked $partial $path $head[1] $size
+        if ($result -like 'placed *') { $partial = $null }
     } catch {
-        $cause = $_.Exception.GetBaseException()
-        $kind = 'write'
-        if ($null -ne $refusal) { $kind = $refusal }
-        elseif ($cause -is [UnauthorizedAccessException]) { $kind = 'denied' }
-        elseif ($cause -is [IO.DirectoryNotFoundException]) { $kind = 'nodir' }
-        elseif ($cause -is [IO.IOException]) {
-            # ERROR_HANDLE_DISK_FULL, ERROR_DISK_FULL, ERROR_WRITE_PROTECT, ERROR_ACCESS_DENIED.
-            switch ($cause.HResult -band 0xFFFF) {
-                39 { $kind = 'full' }
-                112 { $kind = 'full' }
-                19 { $kind = 'readonly' }
-                5 { $kind = 'denied' }
-            }
-        }
-        $result = $kind + ' ' + $cause.Message
+        $result = $refusal
+        if ($null -eq $result) { $result = Get-Failure $_.Exception }
     }
     if ($null -ne $partial) { try { [IO.File]::Delete($partial) } catch { } }
     'kiln-upload ' + $result
 }
-

@@ -239,7 +239,7 @@ async fn files_go_where_the_user_may_write_or_root_does() {
     let digest = sha256(&bytes);
     let control = control();
     let put = |remote: &'static str, privileged: bool| {
-        guest.upload(&source, remote, 0o644, digest, privileged, |_| (), &control)
+        guest.upload(source.as_path().into(), remote, 0o644, digest, privileged, |_| (), &control)
     };
     let begin = Instant::now();
     assert_eq!(put("/tmp/big", true).await.unwrap().placed_as, PlacedAs::LoginUser);

@@ -3,7 +3,7 @@ use std::os::unix::fs::{PermissionsExt, symlink};
 use std::path::{Path, PathBuf};
 use std::time::{Duration, Instant};
 
-use kiln_guest::{GuestError, PlacedAs, UploadFailure, Uploaded};
+use kiln_guest::{GuestError, PlacedAs, UploadFailure, UploadFrom, Uploaded};
 use kiln_host::digest::sha256_file;
 
 use crate::proxy::Behaviour;
@@ -43,7 +43,9 @@ impl Source {
 impl Lab {
     async fn put(&self, source: &Source, remote: &Path) -> Result<Uploaded, GuestError> {
         let remote = remote.to_str().unwrap();
-        self.guest.upload(&source.path(), remote, 0o644, source.digest, false, |_| (), &control()).await
+        self.guest
+            .upload(source.path().as_path().into(), remote, 0o644, source.digest, false, |_| (), &control())
+            .await
     }
 
     /// What uploads write aside is hidden.
@@ -71,7 +73,7 @@ async fn a_large_file_arrives_whole() {
     let uploaded = lab
         .guest
         .upload(
-            &source.path(),
+            source.path().as_path().into(),
             remote.to_str().unwrap(),
             0o640,
             source.digest,
@@ -147,7 +149,7 @@ async fn other_bytes_than_promised_never_get_the_name() {
     assert_eq!(lab.leftovers(), Vec::<PathBuf>::new());
     let failed = failure(
         lab.guest
-            .upload(Path::new("/no/such/source"), "/tmp/x", 0o644, right, false, |_| (), &control())
+            .upload(Path::new("/no/such/source").into(), "/tmp/x", 0o644, right, false, |_| (), &control())
             .await,
     );
     assert!(matches!(failed, UploadFailure::Read(_)), "{failed:?}");
@@ -175,7 +177,7 @@ async fn a_broken_link_is_mended_and_the_file_sent_again() {
     let mut cuts = 0;
     lab.guest
         .upload(
-            &source.path(),
+            source.path().as_path().into(),
             remote.to_str().unwrap(),
             0o644,
             source.digest,
@@ -196,6 +198,25 @@ async fn a_broken_link_is_mended_and_the_file_sent_again() {
     crate::until(|| lab.leftovers().is_empty().then_some(())).await;
 }
 
+/// What it does with one is seen in a machine that has a drive.
+#[tokio::test]
+async fn a_guest_without_the_medium_says_so_and_is_as_it_was() {
+    let Some(lab) = Lab::start().await else { return };
+    let source = Source::new(1000);
+    let remote = lab.server.home().join("file");
+    let from = UploadFrom::Medium { label: "KILN-NOBODY-HAS-IT", name: "inputs/1", bytes: 1000 };
+    let outcome = lab
+        .guest
+        .upload(from, remote.to_str().unwrap(), 0o644, source.digest, false, |_| (), &control())
+        .await;
+    let failure = failure(outcome);
+    assert!(
+        matches!(&failure, UploadFailure::NoMedium { detail } if detail.contains("KILN-NOBODY")),
+        "{failure}"
+    );
+    assert!(!remote.exists() && lab.leftovers().is_empty());
+}
+
 #[tokio::test]
 async fn a_link_that_dies_in_silence_does_not_hang_an_upload() {
     let Some(lab) = Lab::start_watchful().await else { return };
@@ -205,7 +226,7 @@ async fn a_link_that_dies_in_silence_does_not_hang_an_upload() {
     let (path, control) = (source.path(), control());
     let begin = Instant::now();
     let upload = lab.guest.upload(
-        &path,
+        path.as_path().into(),
         remote.to_str().unwrap(),
         0o644,
         source.digest,

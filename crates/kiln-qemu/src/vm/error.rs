@@ -22,8 +22,9 @@ pub enum VmError {
     Exited { status: String, stderr: String, log: PathBuf },
     #[error("QEMU stopped the machine by itself ({status}); its log is {}", .log.display())]
     Stopped { status: String, log: PathBuf },
-    #[error("the guest panicked")]
-    GuestPanicked,
+    /// With the stop code where a Windows told it (QEMU's GuestPanicInformationHyperV: the first crash register).
+    #[error("the guest panicked{}", stop(.stop_code))]
+    GuestPanicked { stop_code: Option<u64> },
     /// While something was to be done with it.
     #[error("the guest shut itself down")]
     GuestShutDown,
@@ -55,6 +56,10 @@ impl VmError {
             _ => None,
         }
     }
+}
+
+fn stop(code: &Option<u64>) -> String {
+    code.map(|code| format!(" with the stop code {code:#010X}")).unwrap_or_default()
 }
 
 fn said(stderr: &str) -> String {

@@ -40,7 +40,9 @@ pub(super) struct Seen {
 /// Why a machine is ended although QEMU still runs.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub(super) enum Fate {
-    Panicked,
+    Panicked {
+        stop_code: Option<u64>,
+    },
     DiskFull {
         path: PathBuf,
         waited: Duration,
@@ -73,7 +75,7 @@ impl Shutdown {
 impl Fate {
     pub(super) fn error(&self, log: &Path) -> VmError {
         match self.clone() {
-            Self::Panicked => VmError::GuestPanicked,
+            Self::Panicked { stop_code } => VmError::GuestPanicked { stop_code },
             Self::DiskFull { path, waited } => VmError::DiskFull { path, waited },
             Self::DiskFailed { path, operation, reason } => VmError::DiskFailed { path, operation, reason },
             Self::Stopped { status } => VmError::Stopped { status, log: log.to_owned() },
@@ -133,7 +135,11 @@ impl Follower {
                 });
                 self.notify(VmNotice::Reset { count });
             }
-            "GUEST_PANICKED" => self.doom(Fate::Panicked),
+            "GUEST_PANICKED" => {
+                let info = &event.data["info"];
+                let stop_code = info["arg1"].as_u64().filter(|_| info["type"] == "hyper-v");
+                self.doom(Fate::Panicked { stop_code });
+            }
             "BLOCK_IO_ERROR" => self.disk_error(&event.data, full),
             // From here on every request fails, which QEMU tells the guest but not us.
             "BLOCK_IMAGE_CORRUPTED" => {

@@ -16,6 +16,7 @@
 //! INVARIANT: every wait on a guest also waits for QEMU's exit, QMP events, cancellation and the deadline. There is no
 //! unbounded wait. Guarded here: [`Vm::guard`] is the only way to wait for something in a guest.
 
+mod drive;
 mod error;
 mod follow;
 
@@ -32,12 +33,13 @@ use kiln_host::process::{Child, Invocation, Sink, SpawnOptions, describe_status}
 use kiln_host::wait::Control;
 use serde_json::json;
 use tokio::net::UnixListener;
-use tokio::sync::{broadcast, watch};
+use tokio::sync::{Mutex, broadcast, watch};
 
+use drive::Drive;
 pub use error::VmError;
 use follow::{Follower, Seen};
 
-use crate::argv::{arguments, qmp_socket, stick, tpm_socket};
+use crate::argv::{arguments, qmp_socket, tpm_socket};
 use crate::disk::{Overlay, StoppedMachine};
 use crate::host::Qemu;
 use crate::machine::{Hardware, Machine};
@@ -74,6 +76,7 @@ pub struct Vm {
     seen: watch::Receiver<Seen>,
     notices: broadcast::Sender<VmNotice>,
     disks: Vec<Overlay>,
+    drive: Mutex<Drive>,
     log: PathBuf,
     /// Ends with the machine at the latest.
     _tpm: Option<Child>,
@@ -95,7 +98,7 @@ impl Vm {
         let log_too = log.try_clone().map_err(prepare(&machine.qemu_log))?;
         let tpm = match &machine.hardware {
             Hardware::Windows { tpm: Some(tpm), .. } => {
-                Some(crate::tpm::start(tpm, &tpm_socket(&machine), &control).await?)
+                Some((crate::tpm::start(tpm, &tpm_socket(&machine))?, tpm.clone()))
             }
             Hardware::Windows { tpm: None, .. } | Hardware::Paravirtual => None,
         };
@@ -112,16 +115,23 @@ impl Vm {
             let (stream, _) = socket.listener.accept().await.map_err(prepare(&socket.path))?;
             Ok::<_, VmError>(Qmp::open(stream, &control).await?)
         };
+        let tpm_failure = || tpm.as_ref().and_then(|(child, tpm)| crate::tpm::failure(tpm, child));
         let connected = tokio::select! {
             biased;
             connected = connecting => connected,
-            status = child.wait() => return Err(exited(status?, &machine.qemu_log)),
+            status = child.wait() => {
+                let error = exited(status?, &machine.qemu_log);
+                return Err(tpm_failure().unwrap_or(error));
+            }
             why = control.interrupted() => return Err(why.into()),
         };
         let (qmp, events) = match connected {
             Ok(connected) => connected,
             // A connection that ends before it began is an exit; the log knows more.
-            Err(error) => return Err(or_exit(&child, &machine.qemu_log, error).await),
+            Err(error) => {
+                let error = or_exit(&child, &machine.qemu_log, error).await;
+                return Err(tpm_failure().unwrap_or(error));
+            }
         };
         drop(socket);
 
@@ -135,8 +145,9 @@ impl Vm {
             notices: notices.clone(),
         };
         tokio::spawn(follower.run(events));
+        let drive = Mutex::new(Drive::started_with(machine.medium.is_some()));
         let (disks, log) = (machine.disks, machine.qemu_log);
-        let vm = Self { child, qmp, seen, notices, disks, log, _tpm: tpm };
+        let vm = Self { child, qmp, seen, notices, disks, drive, log, _tpm: tpm.map(|(child, _)| child) };
         vm.answered(&control, vm.qmp.execute("cont", json!({}))).await?;
         Ok(vm)
     }
@@ -163,14 +174,6 @@ impl Vm {
     pub async fn screenshot(&self, path: &Path, control: &Control) -> Result<(), VmError> {
         let asked = json!({ "filename": path, "format": "png" });
         self.answered(control, self.qmp.execute("screendump", asked)).await?;
-        Ok(())
-    }
-
-    /// Pulls a machine's medium `number` (from 0), which is a USB stick where the hardware is a Windows'. For the guest
-    /// it is gone at once, and in each later start.
-    pub async fn pull_medium(&self, number: usize, control: &Control) -> Result<(), VmError> {
-        let asked = json!({ "id": stick(number) });
-        self.answered(control, self.qmp.execute("device_del", asked)).await?;
         Ok(())
     }
 

@@ -11,6 +11,7 @@ use kiln_qemu::disk::{BaseImage, DiskFormat, Overlay};
 use kiln_qemu::firmware::Firmware;
 use kiln_qemu::host::{Accelerator, Qemu};
 use kiln_qemu::machine::{DISK_FULL_WAIT, Hardware, Machine, Network};
+use kiln_qemu::media::{Contents, MediaWriter};
 
 #[derive(Clone, Copy)]
 pub enum Does {
@@ -74,7 +75,7 @@ pub fn machine_over(dir: &Path, base: &BaseImage) -> Machine {
         firmware: Firmware::Bios,
         hardware: Hardware::Paravirtual,
         disks: vec![overlay],
-        media: Vec::new(),
+        medium: None,
         network: Network::User { forward: vec![22] },
         smbios_serial: Some("ds=nocloud".into()),
         serial_log: dir.join("serial.log"),
@@ -87,6 +88,14 @@ pub fn machine_over(dir: &Path, base: &BaseImage) -> Machine {
 
 pub fn machine(dir: &Path, does: Does) -> Machine {
     machine_over(dir, &base(dir, does, 0, 1))
+}
+
+/// A medium with one file, beside what else is in `dir`.
+pub async fn medium(dir: &Path, name: &str) -> PathBuf {
+    let path = dir.join(name);
+    let writer = MediaWriter::find("/usr/bin".as_ref()).unwrap();
+    writer.write(&path, "KILN", &[(name, Contents::Bytes(b"contents"))], &in_time()).await.unwrap();
+    path
 }
 
 /// Waits for what another process does, of which we get no event.

@@ -3,6 +3,8 @@
 //! The destination is a full path, or a folder with a trailing slash or backslash; folders are not made.
 //! INVARIANT: the digest is checked again inside the guest after the copy.
 
+use kiln_guest::UploadFailure;
+use kiln_guest::winrm::{MediumFile, WinrmError};
 use kiln_library::StoredInput;
 use kiln_model::plan::{Customizer, InputRef};
 
@@ -10,6 +12,7 @@ use super::super::{stored, upload_progress};
 use crate::context::Run;
 use crate::error::BuildError;
 use crate::guest::WindowsGuest;
+use crate::medium::Way;
 
 pub(super) async fn run(
     run: &Run,
@@ -24,13 +27,28 @@ pub(super) async fn run(
     run.log.say(format!("Uploading {} => {target}", source.location.redacted()));
     let progress = upload_progress(run, customizer, input.size);
     let digest = *input.sha256.as_bytes();
-    let upload = guest.guest.upload(&input.path, &target, digest, progress, &run.control);
-    guest.vm.guard(&run.control, upload).await?.map_err(|error| BuildError::Customizer {
+    let failed = |error: WinrmError| BuildError::Customizer {
         title: customizer.title(),
         detail: format!("Error uploading {target}"),
         source: Some(error.into()),
-    })?;
-    Ok(format!("{} bytes at {target}, digest checked in the guest", input.size))
+    };
+    let mut way = Way::Link;
+    if let Some(name) = guest.on_medium.name(customizer.position) {
+        let file = MediumFile { name: &name, bytes: input.size, sha256: digest };
+        let taken = guest.guest.take(file, &target, &progress, &run.control);
+        match guest.vm.guard(&run.control, taken).await? {
+            Ok(()) => way = Way::Medium,
+            Err(WinrmError::Upload { failure: UploadFailure::NoMedium { detail }, .. }) => {
+                guest.on_medium.give_up(run, &detail);
+            }
+            Err(error) => return Err(failed(error)),
+        }
+    }
+    if way == Way::Link {
+        let upload = guest.guest.upload(&input.path, &target, digest, &progress, &run.control);
+        guest.vm.guard(&run.control, upload).await?.map_err(failed)?;
+    }
+    Ok(format!("{} bytes at {target} {way}, digest checked in the guest", input.size))
 }
 
 /// A folder gets the name that the file has at its source.

@@ -10,6 +10,7 @@
 //! |--|--|--|
 //! | [`script`] | inline, loader | the PowerShell customizer as the service has it; how our own texts are run |
 //! | [`place`] | place | a step's own small files, all at once |
+//! | [`medium`] | medium, upload_place | a file of any size from the machine's drive |
 //! | [`task`] | task_register, _runner, _follow, _remove | elevated, and as SYSTEM: no line and no exit code lost |
 //! | [`facts`] | boot_id, flush, facts, extend | questions and small acts |
 //! | [`restart`] | – | WindowsRestart: proven by the boot id |
@@ -30,6 +31,7 @@
 
 pub mod bootstrap;
 pub mod facts;
+pub mod medium;
 pub mod place;
 pub mod proof;
 pub mod restart;
@@ -83,6 +85,7 @@ mod tests {
             facts::flush(),
             facts::facts(),
             facts::extend(),
+            medium::take("kiln-1/2", r"C:\t\a", "00", 1),
             place::place(Some(&folder()), &[(&folder(), b"x")]),
             update::round_script(&update::UpdateChoice::default(), &[], &update::RoundLimits::default()),
             sysprep::lookup(),

@@ -12,6 +12,7 @@ use std::time::Duration;
 use kiln_host::wait::Control;
 use kiln_qemu::firmware::Ovmf;
 use kiln_qemu::host::{Accelerator, Features, Qemu, probe_accelerator};
+use kiln_qemu::media::MediaWriter;
 use kiln_qemu::tpm;
 
 use self::findings::{Findings, Verdict};
@@ -94,6 +95,13 @@ async fn qemu(around: &Surroundings<'_>, folders: &Folders, findings: &mut Findi
             let text = "no UEFI firmware (OVMF): generation 2 images cannot be built";
             findings.add("firmware", Verdict::Attention, text);
             findings.lacks("ovmf");
+        }
+    }
+    match MediaWriter::find(&around.environment.search_path()) {
+        Ok(_) => findings.add("media", Verdict::Good, "xorriso, for the media that machines read"),
+        Err(error) => {
+            findings.add("media", Verdict::Missing, error.to_string());
+            findings.lacks("xorriso");
         }
     }
     windows(around, findings);
