@@ -95,7 +95,7 @@ fn collect(from: Option<impl Read + Send + 'static>) -> std::thread::JoinHandle<
 pub fn output<S: AsRef<OsStr>>(program: &str, args: impl IntoIterator<Item = S>) -> String {
     let mut command = command(program);
     command.args(args);
-    let ended = finish(&mut command, Duration::from_secs(120));
+    let ended = finish(&mut command, Duration::from_secs(300));
     assert!(ended.status.success(), "{command:?}: {}\n{}", ended.status, ended.stderr);
     ended.text()
 }

@@ -1,4 +1,5 @@
-//! Two guests at a time, on the whole host: an emulated guest takes a core.
+//! Two guests at a time, on the whole host: an emulated guest takes a core, and more than there are cores wait for each
+//! other's locks.
 //!
 //! The slots are file locks, so that several test processes share them, and a killed
 //! one gives its slot back.
