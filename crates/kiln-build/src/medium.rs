@@ -51,6 +51,9 @@ impl OnMedium {
             }
             chosen.push((customizer.position, input.size));
         }
+        if chosen.is_empty() {
+            return Self::default();
+        }
         let total: u64 = chosen.iter().map(|(_, size)| size).sum();
         if let Err(error) = kiln_host::space::ensure_room(run.workspace.folder(), total + ROOM_LEFT) {
             run.journal

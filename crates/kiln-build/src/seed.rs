@@ -6,8 +6,8 @@
 //! saves boot time; the image's own configuration is not touched by that, since user
 //! data belongs to this boot alone and is removed with /var/lib/cloud.
 //!
-//! Format: cloud-init's NoCloud datasource (user-data, meta-data) on a FAT volume
-//! labelled CIDATA. The user data is JSON, which is YAML.
+//! Format: cloud-init's NoCloud datasource (user-data, meta-data) on an ISO 9660
+//! volume labelled CIDATA. The user data is JSON, which is YAML.
 
 use kiln_guest::keys::{KeyError, KeyPair};
 use serde_json::json;

@@ -2,7 +2,7 @@
 //!
 //! ```text
 //!  base image (read-only, leased) ─ overlay ─┐
-//!  keys, or an account, and inputs ─ medium ──┼─► Machine ─► Vm ─► guest (its host key or certificate checked)
+//!  keys or account, inputs ─ medium ─────────┼─► Machine ─► Vm ─► guest (its host key or certificate checked)
 //!  firmware ─────────────────────────────────┘
 //! ```
 //! INVARIANT: a base image is never written: the machine gets an overlay of its own,
