@@ -87,6 +87,9 @@ pub fn arguments(machine: &Machine, features: &Features) -> Vec<OsString> {
     } else {
         argv.pair("-boot", "menu=off,strict=on");
     }
+    if machine.incoming.is_some() {
+        argv.pair("-incoming", "defer");
+    }
     argv.words
 }
 
@@ -314,6 +317,7 @@ mod tests {
             qemu_log: "/runs/1/qemu.log".into(),
             runtime_dir: "/run/kiln/1".into(),
             kernel: None,
+            incoming: None,
             disk_full_wait: Duration::from_secs(600),
         }
     }

@@ -151,6 +151,20 @@ impl Overlay {
         Ok(Self { path: path.to_owned(), virtual_size })
     }
 
+    /// Makes an empty layer over `below`, the disk of a machine that was frozen or will be; it need not lie there yet, and
+    /// may have others below it.
+    pub fn above(
+        qemu_img: &QemuImg,
+        below: &Path,
+        virtual_size: u64,
+        path: impl AsRef<Path>,
+    ) -> Result<Self, DiskError> {
+        let path = path.as_ref();
+        let create = |source| DiskError::Create { path: path.to_owned(), source };
+        qemu_img.create_layer(path, below, DiskFormat::Qcow2, virtual_size).map_err(create)?;
+        Ok(Self { path: path.to_owned(), virtual_size })
+    }
+
     /// Takes over a layer that another process made, such as one left by a run that is resumed. The caller vouches that
     /// nobody else uses it.
     pub fn reopen(qemu_img: &QemuImg, path: impl AsRef<Path>) -> Result<Self, DiskError> {

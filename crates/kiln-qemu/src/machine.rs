@@ -38,6 +38,9 @@ pub struct Machine {
     pub runtime_dir: PathBuf,
     /// Starts a kernel without a boot loader.
     pub kernel: Option<DirectBoot>,
+    /// The memory of an earlier machine, kept by [`crate::vm::Vm::freeze`]: this one goes on where that one was stopped.
+    /// It has overlays on that one's disks, an empty drive, and is otherwise the same.
+    pub incoming: Option<PathBuf>,
     /// How long a guest that ran out of disk room stays paused before its run fails.
     pub disk_full_wait: Duration,
 }

@@ -125,13 +125,36 @@ impl QemuImg {
         backing_format: DiskFormat,
         virtual_size: u64,
     ) -> Result<(), QemuImgError> {
+        self.create_qcow2(&[], path, (backing, backing_format), virtual_size)
+    }
+
+    /// The same, without a look at `backing`, which a machine may be writing or which is not there yet.
+    pub fn create_layer(
+        &self,
+        path: &Path,
+        backing: &Path,
+        backing_format: DiskFormat,
+        virtual_size: u64,
+    ) -> Result<(), QemuImgError> {
+        self.create_qcow2(&["-u"], path, (backing, backing_format), virtual_size)
+    }
+
+    fn create_qcow2(
+        &self,
+        more: &[&str],
+        path: &Path,
+        (backing, format): (&Path, DiskFormat),
+        virtual_size: u64,
+    ) -> Result<(), QemuImgError> {
         let mut option = std::ffi::OsString::from("backing_file=");
         option.push(escaped(backing));
         // Clusters as large as a guest's file system blocks: a block that the guest trims is gone from the file,
         // whatever lies beside it. With the default of 64 KiB a small deleted file would stay in the image's bytes.
-        option.push(format!(",backing_fmt={},cluster_size=4096", backing_format.name()));
+        option.push(format!(",backing_fmt={},cluster_size=4096", format.name()));
         self.command("create")
-            .args(["-q", "-f", "qcow2", "-o"])
+            .args(["-q", "-f", "qcow2"])
+            .args(more)
+            .arg("-o")
             .arg(option)
             .arg(path)
             .arg(virtual_size.to_string())

@@ -86,6 +86,7 @@ async fn prepare(
         qemu_log: run.dir.qemu_log(),
         runtime_dir: run.workspace.sockets().to_owned(),
         kernel: None,
+        incoming: None,
         disk_full_wait: run.settings.disk_full_wait,
     };
     let login = Login {

@@ -41,6 +41,12 @@ pub enum VmError {
     DiskFailed { path: PathBuf, operation: String, reason: String },
     #[error("QEMU forwards no port to the guest's port {guest_port}")]
     NoForward { guest_port: u16 },
+    #[error("QEMU cannot keep or read the machine's memory in {}: {reason}", .path.display())]
+    Memory { path: PathBuf, reason: String },
+    #[error("the machine's memory was not written within {} s", .limit.as_secs())]
+    MemorySlow { limit: Duration },
+    #[error("this QEMU does not write memory files (mapped-ram, since QEMU 9.0)")]
+    NoMemoryFiles,
     #[error("swtpm ended with {status}{}; its log is {}", said(.stderr), .log.display())]
     Tpm { status: String, stderr: String, log: PathBuf },
     #[error("waiting for the guest")]

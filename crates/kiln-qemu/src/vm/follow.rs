@@ -9,6 +9,7 @@
 //! ```
 
 use std::path::{Path, PathBuf};
+use std::sync::PoisonError;
 use std::time::Duration;
 
 use kiln_host::space;
@@ -16,8 +17,7 @@ use serde_json::{Value, json};
 use tokio::sync::{broadcast, mpsc, watch};
 use tokio::time::Instant;
 
-use super::{VmError, VmNotice};
-use crate::argv::disk_node;
+use super::{Tops, VmError, VmNotice};
 use crate::qmp::{Event, Qmp};
 
 /// Room on a file system has no event to wait for.
@@ -35,6 +35,9 @@ pub(super) struct Seen {
     pub(super) shutdown: Option<Shutdown>,
     /// How often the guest restarted itself.
     pub(super) resets: u32,
+    /// How many transfers of its memory have ended, and QEMU's word for the last one where it was not `completed`.
+    pub(super) transfers: u32,
+    pub(super) transfer_failed: Option<String>,
 }
 
 /// Why a machine is ended although QEMU still runs.
@@ -85,7 +88,7 @@ impl Fate {
 
 pub(super) struct Follower {
     pub(super) qmp: Qmp,
-    pub(super) disks: Vec<PathBuf>,
+    pub(super) tops: Tops,
     pub(super) disk_full_wait: Duration,
     pub(super) seen: watch::Sender<Seen>,
     pub(super) notices: broadcast::Sender<VmNotice>,
@@ -139,6 +142,15 @@ impl Follower {
                 let info = &event.data["info"];
                 let stop_code = info["arg1"].as_u64().filter(|_| info["type"] == "hyper-v");
                 self.doom(Fate::Panicked { stop_code });
+            }
+            "MIGRATION" => {
+                let status = text("status");
+                if matches!(status.as_str(), "completed" | "failed" | "cancelled") {
+                    self.seen.send_modify(|seen| {
+                        seen.transfers += 1;
+                        seen.transfer_failed = (status != "completed").then_some(status);
+                    });
+                }
             }
             "BLOCK_IO_ERROR" => self.disk_error(&event.data, full),
             // From here on every request fails, which QEMU tells the guest but not us.
@@ -201,8 +213,9 @@ impl Follower {
 
     /// By QEMU's name of its node; the system's disk when QEMU names none of ours.
     fn disk_of(&self, node: &str) -> PathBuf {
-        let index = (0..self.disks.len()).find(|index| disk_node(*index) == node).unwrap_or(0);
-        self.disks.get(index).cloned().unwrap_or_default()
+        let tops = self.tops.lock().unwrap_or_else(PoisonError::into_inner);
+        let named = tops.iter().find(|top| top.node == node).or(tops.first());
+        named.map(|top| top.path.clone()).unwrap_or_default()
     }
 
     fn doom(&self, fate: Fate) {

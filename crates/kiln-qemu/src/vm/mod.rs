@@ -1,8 +1,9 @@
 //! A running machine.
 //!
 //! ```text
-//!   Vm::start      listen, start QEMU (paused), QEMU connects, let the guest go
+//!   Vm::start      listen, start QEMU (paused), QEMU connects, memory of an earlier machine, let the guest go
 //!      │ guard(…)                  every wait on the guest goes through here
+//!      │ freeze(…) ──► Frozen      the machine as it was, for another to go on from ([`freeze`])
 //!      │ power_down, wait_shutdown ──► StoppedMachine   QEMU ended with 0 after the guest switched itself off
 //!      ▼ kill, drop                ──► nothing
 //! ```
@@ -19,6 +20,7 @@
 mod drive;
 mod error;
 mod follow;
+mod freeze;
 
 use std::fs::{DirBuilder, File, OpenOptions};
 use std::future::Future;
@@ -27,6 +29,7 @@ use std::net::{Ipv4Addr, SocketAddr};
 use std::os::unix::fs::{DirBuilderExt as _, OpenOptionsExt as _};
 use std::path::{Path, PathBuf};
 use std::process::ExitStatus;
+use std::sync::{Arc, MutexGuard, PoisonError};
 use std::time::Duration;
 
 use kiln_host::process::{Child, Invocation, Sink, SpawnOptions, describe_status};
@@ -38,8 +41,9 @@ use tokio::sync::{Mutex, broadcast, watch};
 use drive::Drive;
 pub use error::VmError;
 use follow::{Follower, Seen};
+pub use freeze::{FreezeTo, Frozen};
 
-use crate::argv::{arguments, qmp_socket, tpm_socket};
+use crate::argv::{arguments, disk_node, qmp_socket, tpm_socket};
 use crate::disk::{Overlay, StoppedMachine};
 use crate::host::Qemu;
 use crate::machine::{Hardware, Machine};
@@ -68,6 +72,15 @@ pub enum VmNotice {
     Reset { count: u32 },
 }
 
+/// A disk's uppermost layer: QEMU's name of its node, and the file.
+#[derive(Debug)]
+struct Top {
+    node: String,
+    path: PathBuf,
+}
+
+type Tops = Arc<std::sync::Mutex<Vec<Top>>>;
+
 /// A machine whose QEMU runs. Dropping it kills QEMU.
 #[derive(Debug)]
 pub struct Vm {
@@ -76,6 +89,10 @@ pub struct Vm {
     seen: watch::Receiver<Seen>,
     notices: broadcast::Sender<VmNotice>,
     disks: Vec<Overlay>,
+    /// Of `disks`, as QEMU names them; the follower looks, too.
+    tops: Tops,
+    /// How often it was frozen.
+    frozen: u32,
     drive: Mutex<Drive>,
     log: PathBuf,
     /// Ends with the machine at the latest.
@@ -83,7 +100,8 @@ pub struct Vm {
 }
 
 impl Vm {
-    /// Starts QEMU and lets the guest go. Returns as soon as the guest runs, which is before its firmware has begun.
+    /// Starts QEMU and lets the guest go. Returns as soon as the guest runs, which is before its firmware has begun, or
+    /// where the memory file `Machine::incoming` left it.
     pub async fn start(qemu: &Qemu, machine: Machine, control: &Control) -> Result<Self, VmError> {
         control.check()?;
         let control = control.within(START_LIMIT);
@@ -135,19 +153,25 @@ impl Vm {
         };
         drop(socket);
 
+        let tops = machine.disks.iter().enumerate();
+        let tops = tops.map(|(index, disk)| Top { node: disk_node(index), path: disk.path().to_owned() });
+        let tops: Tops = Arc::new(std::sync::Mutex::new(tops.collect()));
         let (seen_tx, seen) = watch::channel(Seen::default());
         let (notices, _) = broadcast::channel(NOTICES);
         let follower = Follower {
             qmp: qmp.clone(),
-            disks: machine.disks.iter().map(|disk| disk.path().to_owned()).collect(),
+            tops: Arc::clone(&tops),
             disk_full_wait: machine.disk_full_wait,
             seen: seen_tx,
             notices: notices.clone(),
         };
         tokio::spawn(follower.run(events));
         let drive = Mutex::new(Drive::started_with(machine.medium.is_some()));
-        let (disks, log) = (machine.disks, machine.qemu_log);
-        let vm = Self { child, qmp, seen, notices, disks, drive, log, _tpm: tpm.map(|(child, _)| child) };
+        let (disks, log, tpm) = (machine.disks, machine.qemu_log, tpm.map(|(child, _)| child));
+        let vm = Self { child, qmp, seen, notices, disks, tops, frozen: 0, drive, log, _tpm: tpm };
+        if let Some(memory) = &machine.incoming {
+            vm.read_memory(memory, &control).await?;
+        }
         vm.answered(&control, vm.qmp.execute("cont", json!({}))).await?;
         Ok(vm)
     }
@@ -190,6 +214,10 @@ impl Vm {
     /// The control connection, for what has no method here. Waits belong under [`Vm::guard`].
     pub fn qmp(&self) -> &Qmp {
         &self.qmp
+    }
+
+    fn tops(&self) -> MutexGuard<'_, Vec<Top>> {
+        self.tops.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
     /// QEMU's process id.

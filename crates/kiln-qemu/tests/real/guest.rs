@@ -82,6 +82,7 @@ pub fn machine_over(dir: &Path, base: &BaseImage) -> Machine {
         qemu_log: dir.join("qemu.log"),
         runtime_dir: dir.join("rt"),
         kernel: None,
+        incoming: None,
         disk_full_wait: DISK_FULL_WAIT,
     }
 }

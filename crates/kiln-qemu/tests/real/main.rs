@@ -3,6 +3,7 @@
 #[cfg(test)]
 mod disks;
 #[cfg(test)]
+mod freeze;
 mod guest;
 #[cfg(test)]
 mod vm;
