@@ -267,7 +267,12 @@ fn shown(command: &str) -> String {
 /// `exec` makes the script's shell the very process that the SSH server started, which the detached runner needs
 /// (see the step module).
 pub(crate) fn script_command(script: &str, args: &[&str]) -> String {
-    let mut command = format!("exec /bin/sh -c {} kiln", sh_quote(&without_comments(script)));
+    script_command_by("", script, args)
+}
+
+/// The same, run by `prefix`, such as `sudo -n `.
+pub(crate) fn script_command_by(prefix: &str, script: &str, args: &[&str]) -> String {
+    let mut command = format!("exec {prefix}/bin/sh -c {} kiln", sh_quote(&without_comments(script)));
     for arg in args {
         command.push(' ');
         command.push_str(&sh_quote(arg));

@@ -8,7 +8,8 @@
 //!     ├─ facts          what is in there: boot id, OS, sudo, waagent, pwsh …                   facts
 //!     ├─ exec           a short command, its output captured                                   guest
 //!     ├─ upload         a file of any size, its digest checked inside                          upload, destination
-//!     └─ run_detached   a step: own session in the guest, output read by offset                step
+//!     ├─ run_detached   a step: own session in the guest, output read by offset                step
+//!     └─ put_to_rest    before it is kept; and renewed when it goes on                         renew
 //! ```
 //!
 //! A Windows is reached over WinRM instead ([`winrm::WinrmGuest`]): the same ideas over another protocol, side by
@@ -37,6 +38,7 @@ pub mod lines;
 mod link;
 pub mod os;
 pub mod quote;
+pub mod renew;
 mod session;
 pub mod step;
 pub mod upload;
@@ -49,6 +51,7 @@ pub use facts::{GuestFacts, Sudo};
 pub use guest::{ExecOutput, Guest};
 pub use keys::{KeyPair, PublicKey};
 pub use quote::sh_quote;
+pub use renew::{HostKey, Renewal};
 pub use session::Stream;
 pub use step::{DetachedStep, OutputChunk, StepEnd, StepNotice};
 pub use upload::{PlacedAs, UploadFailure, UploadFrom, Uploaded};

@@ -12,7 +12,7 @@
 //!
 //! INVARIANT: a base image is never written; a disk has one owner; only a guest that shut down cleanly yields an image.
 //! Guarded here: nothing in this crate opens a [`BaseImage`] for writing, [`Overlay`] is not `Clone`, and an [`Image`] can
-//! only be made of a [`StoppedMachine`], which only [`crate::vm::Vm`] makes.
+//! only be made of a [`StoppedMachine`], which only [`crate::vm::Vm`] makes, or be one that was kept ([`Image::kept`]).
 
 use std::io;
 use std::path::{Path, PathBuf};
@@ -184,6 +184,11 @@ impl Overlay {
         self.virtual_size
     }
 
+    /// The same disk by another name, for a portrait of its machine; nothing is opened by it.
+    pub(crate) fn called(&self, path: PathBuf) -> Self {
+        Self { path, virtual_size: self.virtual_size }
+    }
+
     #[cfg(test)]
     pub(crate) fn at(path: &str, virtual_size: u64) -> Self {
         Self { path: path.into(), virtual_size }
@@ -230,6 +235,11 @@ pub struct Image {
 }
 
 impl Image {
+    /// A disk that was an image already, kept on a shelf since. The caller vouches for that, and for its bytes.
+    pub fn kept(overlay: Overlay) -> Self {
+        Self { overlay }
+    }
+
     pub fn path(&self) -> &Path {
         &self.overlay.path
     }

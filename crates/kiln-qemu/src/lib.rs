@@ -26,6 +26,7 @@ pub mod host;
 pub mod machine;
 pub mod media;
 pub mod offline;
+pub mod portrait;
 pub mod qemu_img;
 pub mod qmp;
 pub mod tpm;
