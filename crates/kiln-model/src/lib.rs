@@ -21,6 +21,7 @@ pub mod event;
 mod json;
 pub mod plan;
 mod planning;
+pub mod policy;
 pub mod problem;
 pub mod run;
 mod suggest;
