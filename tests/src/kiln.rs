@@ -69,6 +69,8 @@ impl Kiln {
             ("XDG_CONFIG_HOME", home.path().join("config")),
             ("XDG_RUNTIME_DIR", runtime.path().to_owned()),
             ("HOME", home.path().to_owned()),
+            // A test is about one build, and its room is small; those about several say so.
+            ("KILN_CHECKPOINTS", "off".into()),
         ];
         let environment = environment
             .into_iter()

@@ -144,6 +144,7 @@ impl Claimed {
             workspace,
             library,
             qemu,
+            accelerator: tokio::sync::OnceCell::new(),
             journal: self.journal.clone(),
             log: self.log.clone(),
             transcript: self.transcript.clone(),

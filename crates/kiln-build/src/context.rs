@@ -8,7 +8,8 @@ use std::time::Duration;
 use kiln_host::wait::Control;
 use kiln_library::{FetchSettings, Library};
 use kiln_model::plan::BuildPlan;
-use kiln_qemu::host::Qemu;
+use kiln_qemu::host::{Accelerator, Qemu};
+use tokio::sync::OnceCell;
 
 use crate::journal::Journal;
 use crate::log::CustomizationLog;
@@ -41,6 +42,8 @@ pub struct Run {
     pub workspace: Workspace,
     pub library: Library,
     pub qemu: Qemu,
+    /// Found out when first wanted.
+    pub accelerator: OnceCell<Accelerator>,
     pub journal: Journal,
     pub log: CustomizationLog,
     /// Where one was asked for.

@@ -34,6 +34,8 @@ pub enum BuildError {
     Disk { act: &'static str, source: kiln_qemu::disk::DiskError },
     #[error("could not {act} {}", path.display())]
     Io { act: &'static str, path: PathBuf, source: std::io::Error },
+    #[error("a checkpoint cannot be used: {detail}")]
+    Checkpoint { detail: String },
     #[error("not enough room on this host")]
     Room(#[from] kiln_host::space::SpaceError),
     #[error("the virtual machine failed")]
@@ -119,6 +121,7 @@ impl BuildError {
             Self::Disk { .. }
             | Self::Io { .. }
             | Self::Room(_)
+            | Self::Checkpoint { .. }
             | Self::Vm(_)
             | Self::Firmware(_)
             | Self::Media(_)
@@ -148,20 +151,29 @@ impl BuildError {
 
     /// The cause in one sentence, on one line.
     pub fn sentence(&self) -> String {
-        self.chain().join(": ").split_whitespace().collect::<Vec<_>>().join(" ")
+        sentence(self)
     }
 
     /// Every message from the outermost to the first cause, without repetitions.
     pub fn chain(&self) -> Vec<String> {
-        let mut messages: Vec<String> = Vec::new();
-        let mut error: Option<&(dyn std::error::Error + 'static)> = Some(self);
-        while let Some(current) = error {
-            let message = current.to_string();
-            if messages.last() != Some(&message) {
-                messages.push(message);
-            }
-            error = current.source();
-        }
-        messages
+        chain(self)
     }
+}
+
+/// An error with its causes in one sentence, on one line.
+pub fn sentence(error: &(dyn std::error::Error + 'static)) -> String {
+    chain(error).join(": ").split_whitespace().collect::<Vec<_>>().join(" ")
+}
+
+fn chain(error: &(dyn std::error::Error + 'static)) -> Vec<String> {
+    let mut messages: Vec<String> = Vec::new();
+    let mut error = Some(error);
+    while let Some(current) = error {
+        let message = current.to_string();
+        if messages.last() != Some(&message) {
+            messages.push(message);
+        }
+        error = current.source();
+    }
+    messages
 }

@@ -5,6 +5,7 @@
 //!    claim           lock, claim.json, journal: from here on this process owns the run
 //!    Building        boot::way_in    whose account: keys, made, or the image's own with its password file
 //!                    inputs::fetch   every input on the shelf, checked     (no machine yet)
+//!                    Lineage::begin  what of earlier runs still holds      ─► an image, a machine, a disk, nothing
 //!                    boot::start     overlay, media, machine, login        ─► ConnectedGuest
 //!    Customizing     customize::run  customizers in template order         ─► ConnectedGuest
 //!                    generalize::run deprovision, clean up, power down     ─► Generalized
@@ -17,6 +18,7 @@
 
 mod account;
 mod boot;
+pub mod checkpoint;
 mod claim;
 pub mod context;
 mod customize;
@@ -44,8 +46,12 @@ pub use error::BuildError;
 use kiln_model::run::{Phase, RunState};
 use tokio_util::sync::CancellationToken;
 
+use crate::boot::WayIn;
+use crate::checkpoint::{Begin, Lineage};
 use crate::context::Run;
 use crate::distribute::Distributed;
+use crate::generalize::Generalized;
+use crate::inputs::Inputs;
 use crate::run_dir::RunDir;
 
 /// Executes the run of a prepared run directory. Returns how it ended.
@@ -75,12 +81,32 @@ async fn build(run: &Run) -> Result<Distributed, BuildError> {
     run.journal.phase(Phase::Building);
     let way_in = boot::way_in(run)?;
     let inputs = inputs::fetch(run).await?;
-    let guest = boot::start(run, way_in, &inputs).await?;
-
-    run.journal.phase(Phase::Customizing);
-    let guest = customize::run(run, guest, &inputs).await?;
-    let image = generalize::run(run, guest).await?;
+    let mut lineage = Lineage::begin(run, &inputs).await?;
+    let image = match lineage.begins_with() {
+        Begin::Image(earlier) => generalize::kept(run, earlier).await?,
+        _ => make(run, way_in, &inputs, &mut lineage).await?,
+    };
 
     run.journal.phase(Phase::Distributing);
     distribute::run(run, image).await
+}
+
+/// From a machine to an image.
+async fn make(
+    run: &Run,
+    way_in: WayIn,
+    inputs: &Inputs,
+    lineage: &mut Lineage,
+) -> Result<Generalized, BuildError> {
+    let mut guest = boot::start(run, way_in, inputs, lineage).await?;
+    if matches!(lineage.begins_with(), Begin::Base) {
+        lineage.passed(0);
+        customize::keep(run, &mut guest, lineage, 0).await?;
+    }
+
+    run.journal.phase(Phase::Customizing);
+    let guest = customize::run(run, guest, inputs, lineage).await?;
+    let image = generalize::run(run, guest).await?;
+    lineage.keep_image(run, &image).await;
+    Ok(image)
 }

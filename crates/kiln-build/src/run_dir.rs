@@ -14,7 +14,7 @@
 //!    qemu.log             what QEMU itself said                        (QEMU)
 //!    transcript.jsonl     what was said to the guest, where that was asked for; whole or not there  (worker)
 //!    requests/            a file a request, for example `cancel`       (anybody)
-//!    work/                overlay, seed media, keys; gone at the end   (worker)
+//!    work/                layers, media, keys; gone at the end         (worker)
 //! ```
 //!
 //! INVARIANT: all a run makes lies under its run directory (and, complete, in its
@@ -26,6 +26,7 @@ use std::io;
 use std::path::{Path, PathBuf};
 use std::str::FromStr;
 
+use kiln_model::policy::CachePolicy;
 use rustix::fs::{Mode, OFlags};
 use serde::{Deserialize, Serialize};
 
@@ -117,6 +118,20 @@ pub struct RunRequest {
     /// Take down all that is said to the guest, for `transcript.jsonl`. Nothing that a template can ask for.
     #[serde(default, skip_serializing_if = "std::ops::Not::not")]
     pub transcript: bool,
+    /// What of earlier runs may serve, and what is kept for later ones. None: neither.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub checkpoints: Option<CheckpointWishes>,
+}
+
+/// What a run may take from the shelf of checkpoints, and put there.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "camelCase", deny_unknown_fields)]
+pub struct CheckpointWishes {
+    pub reuse: bool,
+    pub keep: bool,
+    /// Of the whole shelf, bytes; what was used longest ago goes first.
+    pub size_limit: u64,
+    pub policy: CachePolicy,
 }
 
 /// `claim.json`: the worker that runs, or ran last.
@@ -335,6 +350,7 @@ mod tests {
             library: "/srv/kiln/library".into(),
             operation: None,
             transcript: false,
+            checkpoints: None,
         }
     }
 
@@ -372,6 +388,22 @@ mod tests {
             }
         "#]]
         .assert_eq(&std::fs::read_to_string(dir.request()).unwrap());
+        assert_eq!(dir.read_request().unwrap(), request);
+    }
+
+    #[test]
+    fn wishes_are_golden() {
+        let wishes = CheckpointWishes {
+            reuse: true,
+            keep: false,
+            size_limit: 20 << 30,
+            policy: CachePolicy::default(),
+        };
+        let request = RunRequest { checkpoints: Some(wishes), ..request() };
+        let root = tempfile::tempdir().unwrap();
+        let dir = RunDir::create(root.path(), &request.run_id).unwrap();
+        dir.write_request(&request).unwrap();
+        expect![[""]].assert_eq(&std::fs::read_to_string(dir.request()).unwrap());
         assert_eq!(dir.read_request().unwrap(), request);
     }
 

@@ -26,6 +26,19 @@ pub struct SeedFiles {
 }
 
 pub fn files(instance_id: &str, login: &KeyPair, host: &KeyPair) -> Result<SeedFiles, KeyError> {
+    let private = host.private_openssh()?;
+    Ok(SeedFiles {
+        user_data: user_data(&login.public_openssh(), private.expose(), &host.public_openssh()),
+        meta_data: format!("{:#}\n", json!({ "instance-id": instance_id })),
+    })
+}
+
+/// What a first boot is told by it, whatever the keys.
+pub fn fingerprint() -> String {
+    user_data("LOGIN", "PRIVATE", "PUBLIC")
+}
+
+fn user_data(login: &str, host_private: &str, host_public: &str) -> String {
     let user_data = json!({
         "users": [{
             "name": BUILD_USER,
@@ -33,22 +46,19 @@ pub fn files(instance_id: &str, login: &KeyPair, host: &KeyPair) -> Result<SeedF
             "sudo": "ALL=(ALL) NOPASSWD:ALL",
             "shell": "/bin/bash",
             "lock_passwd": true,
-            "ssh_authorized_keys": [login.public_openssh()],
+            "ssh_authorized_keys": [login],
         }],
         "ssh_deletekeys": true,
         "ssh_genkeytypes": [],
         "ssh_keys": {
-            "ed25519_private": host.private_openssh()?.expose(),
-            "ed25519_public": host.public_openssh(),
+            "ed25519_private": host_private,
+            "ed25519_public": host_public,
         },
         "cloud_init_modules": ["growpart", "resizefs", "users-groups", "ssh"],
         "cloud_config_modules": [],
         "cloud_final_modules": [],
     });
-    Ok(SeedFiles {
-        user_data: format!("#cloud-config\n{user_data:#}\n"),
-        meta_data: format!("{:#}\n", json!({ "instance-id": instance_id })),
-    })
+    format!("#cloud-config\n{user_data:#}\n")
 }
 
 #[cfg(test)]

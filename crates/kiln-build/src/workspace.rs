@@ -35,6 +35,10 @@ impl Workspace {
     pub fn overlay(&self) -> PathBuf {
         self.work.join("os.qcow2")
     }
+    /// The folder of one of the machine's layers, where it keeps several; see [`crate::checkpoint`].
+    pub fn layer(&self, id: &str) -> PathBuf {
+        self.work.join("layers").join(id)
+    }
     /// The medium of the first boot: cloud-init's or an answer file, with the build's host key or passwords.
     pub fn seed(&self) -> PathBuf {
         self.work.join("seed.iso")

@@ -160,6 +160,7 @@ impl Scene {
             library: paths.library(),
             operation: Some(run.operation.clone()),
             transcript: false,
+            checkpoints: None,
         })?;
         Ok(run)
     }

@@ -12,12 +12,14 @@ use std::path::{Path, PathBuf};
 use std::sync::Arc;
 use std::time::{Duration, Instant};
 
+use kiln_build::run_dir::CheckpointWishes;
 use kiln_host::lock::FileLock;
 use kiln_library::{FetchSettings, Library, LibraryError};
+use kiln_model::policy::CachePolicy;
 use tokio_util::sync::{CancellationToken, DropGuard};
 
 use crate::access::{Access, AccessError};
-use crate::config::{Config, Environment, EnvironmentError};
+use crate::config::{CheckpointsConfig, Config, Environment, EnvironmentError};
 use crate::executor::WorkerCommand;
 use crate::gc::{self, Places, Retention};
 use crate::runs::{HostBudget, Runs, RunsError, RunsSettings};
@@ -156,6 +158,7 @@ impl Daemon {
             runs_root: paths.runs(),
             artifacts_root: paths.artifacts(),
             library: paths.library(),
+            checkpoints: checkpoints(&config.checkpoints),
             worker,
             budget,
             placement: None,
@@ -192,6 +195,12 @@ impl Daemon {
         self.templates.shutdown().await;
         self.runs.clone().shutdown().await;
     }
+}
+
+fn checkpoints(config: &CheckpointsConfig) -> Option<CheckpointWishes> {
+    let policy = CachePolicy { max_age: config.max_age_hours.saturating_mul(3600), ..CachePolicy::default() };
+    let size_limit = config.size_gib.saturating_mul(1 << 30);
+    config.enabled.then_some(CheckpointWishes { reuse: true, keep: true, size_limit, policy })
 }
 
 /// What runs together may use: the host's own measure, where the configuration says nothing.

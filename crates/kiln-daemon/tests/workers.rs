@@ -34,6 +34,7 @@ fn place(keep_on_error: bool) -> Place {
         library,
         operation: None,
         transcript: false,
+        checkpoints: None,
     };
     dir.write_request(&request).unwrap();
     Place { _root: root, dir, output }

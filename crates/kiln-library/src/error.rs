@@ -48,6 +48,8 @@ pub enum LibraryError {
         .path.display()
     )]
     Damaged { path: PathBuf, expected: Sha256, actual: Sha256 },
+    #[error("{} is not what was put there", .path.display())]
+    Torn { path: PathBuf },
     #[error("stopped before the image was stored")]
     Interrupted(#[from] Interrupted),
 }

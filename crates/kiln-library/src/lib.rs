@@ -15,6 +15,7 @@
 //! | `import`    | a disk image on its way in; `probe` tells what it is                              |
 //! | `pull`      | an image of the catalog on its way here; `checksums` reads publishers' lists      |
 //! | `inputs`    | the files a template names                                                        |
+//! | `checkpoints` | machines as they were after a step of a build                                   |
 //! | `upload`    | such a file that is sent instead                                                   |
 //! | `fetch`     | HTTP: attempts, ranges, redirects, trust, proxies                                 |
 //! | `hold`      | locks on files and folders by name                                                |
@@ -24,6 +25,7 @@
 //! and its like); those that are nobody's, because the caller stopped it, tell that by `interrupted`.
 
 mod background;
+mod checkpoints;
 mod checksums;
 mod error;
 mod fetch;
@@ -36,6 +38,10 @@ mod probe;
 mod pull;
 mod upload;
 
+pub use checkpoints::{
+    BaseMark, CHECKPOINT_FORMAT, CheckpointDraft, CheckpointKind, CheckpointLease, CheckpointManifest,
+    Evicted, MachineMark, Removed, ShelvedCheckpoint, StepMark, StoredFile, Verify,
+};
 pub use error::{FetchError, ImageError, InputError, LibraryError, UploadError};
 pub use fetch::policy::AddressPolicy;
 pub use fetch::settings::{FetchSettings, ProxySettings};

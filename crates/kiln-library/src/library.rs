@@ -9,10 +9,11 @@
 //!      read.json                      when the disk was last read in full, and what it looked like
 //!      provenance.json                of images made by a recipe
 //!    inputs/sha256/<digest>           files that templates name
+//!    checkpoints/<id>/                machines as they were after a step of a build; private
 //!    tmp/                             what is being made; held by its maker
 //!      fetch-<key>.part, .note        a transfer; stays when its process dies, and is gone on with
 //!      once-<random>.part             a transfer nobody can go on with
-//!      image-<random>/                an image on its way in or out
+//!      image-<random>/                an image or a checkpoint on its way in or out
 //! ```
 //!
 //! INVARIANT: what appears on a shelf appears complete or not at all: it is written in `tmp`, synced, and renamed.
@@ -70,6 +71,7 @@ impl Library {
         }
         make_folder(&library.images_dir(), 0o755)?;
         make_folder(&library.inputs_dir(), 0o700)?;
+        make_folder(&library.checkpoints_dir(), 0o700)?;
         make_folder(&library.tmp(), 0o700)?;
         library.sweep()?;
         Ok(library)

@@ -184,9 +184,9 @@ impl Overlay {
         self.virtual_size
     }
 
-    /// The same disk by another name, for a portrait of its machine; nothing is opened by it.
-    pub(crate) fn called(&self, path: PathBuf) -> Self {
-        Self { path, virtual_size: self.virtual_size }
+    /// A name and a size for a machine's portrait; there is no such file.
+    pub(crate) fn named(path: PathBuf, virtual_size: u64) -> Self {
+        Self { path, virtual_size }
     }
 
     #[cfg(test)]

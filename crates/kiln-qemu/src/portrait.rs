@@ -21,8 +21,9 @@ pub struct Portrait {
 }
 
 impl Portrait {
-    /// Reads QEMU and the firmware for their digests: some tens of MiB.
-    pub fn of(machine: &Machine, qemu: &Qemu) -> io::Result<Self> {
+    /// Of a machine with disks of these sizes in bytes, whatever disks it has now. Reads QEMU and the firmware for their
+    /// digests: some tens of MiB.
+    pub fn of(machine: &Machine, disks: &[u64], qemu: &Qemu) -> io::Result<Self> {
         let digest = |path: &std::path::Path| sha256_file(path, &mut |_| Ok(())).map(|digest| hex(&digest));
         let mut lines =
             vec![format!("QEMU {}", qemu.version()), format!("QEMU sha256 {}", digest(qemu.system())?)];
@@ -32,8 +33,8 @@ impl Portrait {
         if let Hardware::Windows { tpm: Some(tpm), .. } = &machine.hardware {
             lines.push(format!("swtpm sha256 {}", digest(&tpm.program)?));
         }
-        lines.extend(machine.disks.iter().map(|disk| format!("disk of {} bytes", disk.virtual_size())));
-        let words = arguments(&placeless(machine), qemu.features());
+        lines.extend(disks.iter().map(|size| format!("disk of {size} bytes")));
+        let words = arguments(&placeless(machine, disks), qemu.features());
         let mut words = words.iter().map(|word| word.to_string_lossy().into_owned()).peekable();
         while let Some(mut word) = words.next() {
             while let Some(value) = words.next_if(|next| !next.starts_with('-')) {
@@ -55,14 +56,14 @@ impl Portrait {
 }
 
 /// The same machine with names in place of paths, an empty drive, and nothing to go on from.
-fn placeless(machine: &Machine) -> Machine {
+fn placeless(machine: &Machine, disks: &[u64]) -> Machine {
     let firmware = match &machine.firmware {
         Firmware::Bios => Firmware::Bios,
         Firmware::Uefi { secure_boot, .. } => {
             Firmware::Uefi { code: "CODE".into(), vars: "VARS".into(), secure_boot: *secure_boot }
         }
     };
-    let disk = |(index, disk): (usize, &Overlay)| disk.called(PathBuf::from(format!("DISK{index}")));
+    let disk = |(index, size): (usize, &u64)| Overlay::named(PathBuf::from(format!("DISK{index}")), *size);
     Machine {
         name: "NAME".into(),
         accelerator: machine.accelerator.clone(),
@@ -70,7 +71,7 @@ fn placeless(machine: &Machine) -> Machine {
         memory_mib: machine.memory_mib,
         firmware,
         hardware: machine.hardware.clone(),
-        disks: machine.disks.iter().enumerate().map(disk).collect(),
+        disks: disks.iter().enumerate().map(disk).collect(),
         medium: None,
         network: machine.network.clone(),
         smbios_serial: machine.smbios_serial.clone(),
@@ -116,7 +117,7 @@ mod tests {
     fn places_do_not_count_and_hardware_does() {
         #[expect(clippy::disallowed_methods, reason = "a test has no settings")]
         let qemu = Qemu::find(&std::env::var_os("PATH").unwrap()).unwrap();
-        let portrait = |machine: &Machine| Portrait::of(machine, &qemu).unwrap();
+        let portrait = |machine: &Machine| Portrait::of(machine, &[8 << 30], &qemu).unwrap();
         let one = portrait(&machine("/a"));
         let restored = Machine { medium: None, incoming: Some("/m".into()), ..machine("/b") };
         assert_eq!(one.digest(), portrait(&restored).digest());
@@ -124,11 +125,12 @@ mod tests {
         for other in [
             Machine { cpus: 1, ..machine("/a") },
             Machine { memory_mib: 2048, ..machine("/a") },
-            Machine { disks: vec![Overlay::at("/a/os.qcow2", 9 << 30)], ..machine("/a") },
             Machine { accelerator: Accelerator::Kvm { cpu_model: "Nehalem".into() }, ..machine("/a") },
             Machine { network: Network::None, ..machine("/a") },
         ] {
             assert_ne!(one.digest(), portrait(&other).digest(), "{other:?}");
         }
+        let larger = Portrait::of(&machine("/a"), &[9 << 30], &qemu).unwrap();
+        assert_ne!(one.digest(), larger.digest());
     }
 }

@@ -83,6 +83,7 @@ impl Opened {
         let paths = Paths::new(folders.data.clone()).library_at(folders.library.clone());
         let lock = paths.lock();
         let fetch = crate::settings::fetch(environment).map_err(ServerError::Settings)?;
+        let config = crate::settings::serving(config, environment).map_err(ServerError::Settings)?;
         let settings = DaemonSettings { paths, config, shelves: folders.shelves(), fetch, worker };
         match Daemon::open(settings).await {
             Ok(daemon) => Ok(Self { daemon }),

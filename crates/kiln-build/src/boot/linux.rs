@@ -1,17 +1,22 @@
 //! A Linux guest: cloud-init reads the build's account and keys from NoCloud media, and SSH answers.
+//!
+//! One that an earlier run kept goes on instead: its memory is read, and its first command gives it this run's time,
+//! randomness and keys. Where that fails, its disk is booted; where there is none, the base image is.
 
-use std::time::Duration;
+use std::path::PathBuf;
+use std::time::{Duration, SystemTime};
 
-use kiln_guest::keys::KeyPair;
-use kiln_guest::{Guest, Login};
-use kiln_library::ImageLease;
+use kiln_guest::{Guest, GuestFacts, HostKey, Login, Renewal};
 use kiln_model::catalog::Generation;
+use kiln_qemu::disk::Overlay;
 use kiln_qemu::firmware::{Firmware, Ovmf};
 use kiln_qemu::machine::{Hardware, Machine, Network};
 use kiln_qemu::media::{CLOUD_INIT_LABEL, Contents, MediaWriter};
+use kiln_qemu::portrait::Portrait;
 use kiln_qemu::vm::Vm;
 
-use super::{accelerator, disk, power_on};
+use super::{accelerator, base_in_use, disk, power_on, report_notices};
+use crate::checkpoint::{Begin, Lineage, LineageKeys, UEFI_VARS};
 use crate::context::Run;
 use crate::error::BuildError;
 use crate::guest::LinuxGuest;
@@ -21,83 +26,202 @@ use crate::seed;
 
 /// As long as the service waits for a guest to answer.
 const CONNECT_LIMIT: Duration = Duration::from_secs(20 * 60);
+/// One that goes on has answered before.
+const GO_ON_LIMIT: Duration = Duration::from_secs(60);
 
-pub(super) async fn start(run: &Run, inputs: &Inputs) -> Result<LinuxGuest, BuildError> {
+pub(super) async fn start(
+    run: &Run,
+    inputs: &Inputs,
+    lineage: &mut Lineage,
+) -> Result<LinuxGuest, BuildError> {
     let on_medium = OnMedium::choose(run, inputs);
-    let (machine, login, lease) = prepare(run, inputs, &on_medium).await?;
+    let lease = base_in_use(run).await?;
+    if matches!(lineage.begins_with(), Begin::Warm(_)) {
+        match go_on(run, inputs, &on_medium, lineage).await {
+            Ok(Answering { vm, guest, facts }) => {
+                return Ok(LinuxGuest { vm, guest, facts, on_medium, lease });
+            }
+            Err(error) => {
+                run.control.check()?;
+                run.journal.warn(format!(
+                    "the machine that was kept does not go on, and is booted: {}",
+                    error.sentence()
+                ));
+                lineage.begin_cold();
+            }
+        }
+    }
+    let Answering { vm, guest, facts } = boot(run, inputs, &on_medium, lineage).await?;
+    Ok(LinuxGuest { vm, guest, facts, on_medium, lease })
+}
+
+/// A guest that we are logged in to.
+struct Answering {
+    vm: Vm,
+    guest: Guest,
+    facts: GuestFacts,
+}
+
+/// What the machine of this run is like, wherever its files lie.
+pub(super) async fn portrait(run: &Run) -> Result<Portrait, BuildError> {
+    let machine = machine(run, firmware(run)?, Vec::new(), None).await?;
+    Portrait::of(&machine, &[run.plan.machine.disk_bytes], &run.qemu)
+        .map_err(BuildError::io("read", run.qemu.system()))
+}
+
+/// From firmware to login.
+async fn boot(
+    run: &Run,
+    inputs: &Inputs,
+    on_medium: &OnMedium,
+    lineage: &mut Lineage,
+) -> Result<Answering, BuildError> {
+    let step = run.journal.step("machine", "prepare the machine");
+    let overlay = match lineage.begins_with() {
+        Begin::Cold(earlier) => lineage.layer_over(run, earlier)?,
+        _ => disk(run, &lineage.first_layer(run)?)?,
+    };
+    // A name of its own: a disk that was kept is a new machine to cloud-init, which puts these keys in place.
+    let keys = LineageKeys::generate(run.request.run_id.as_str()).map_err(BuildError::Keys)?;
+    let seed = write_medium(run, inputs, on_medium, &keys).await?;
+    let machine = Machine { medium: Some(seed), ..machine(run, firmware(run)?, vec![overlay], None).await? };
+    step.succeed("");
     let vm = power_on(run, machine).await?;
 
     let step = run.journal.step("connect", "wait for SSH");
     run.log.say("Waiting for SSH to become available...");
     run.log.say("Waiting for SSH, up to timeout: 20m0s");
-    let login = Login { addr: vm.forwarded(22, &run.control).await?, ..login };
+    let login = login(&vm, &keys, run).await?;
     let control = run.control.within(CONNECT_LIMIT);
     let connect = Guest::connect(login, |_attempt| {}, &control);
     let guest = vm.guard(&run.control, connect).await?.map_err(|error| BuildError::Connect(error.into()))?;
     run.log.say("Connected to SSH!");
     step.succeed("");
 
-    let step = run.journal.step("facts", "look at the guest");
-    let facts = vm
-        .guard(&run.control, guest.facts(&run.control))
-        .await?
-        .map_err(|source| BuildError::Guest { act: "read the guest's facts", source: source.into() })?;
-    check_growth(run, &vm, &guest).await?;
-    step.succeed(facts.os_name.clone());
-    Ok(LinuxGuest { vm, guest, facts, on_medium, lease })
+    let facts = look(run, &vm, &guest).await?;
+    lineage.logged_in_by(keys);
+    Ok(Answering { vm, guest, facts })
 }
 
-/// Everything the machine is made of.
-async fn prepare(
+/// From a kept machine to this run's own.
+async fn go_on(
     run: &Run,
     inputs: &Inputs,
     on_medium: &OnMedium,
-) -> Result<(Machine, Login, ImageLease), BuildError> {
-    let step = run.journal.step("machine", "prepare the machine");
-    let (overlay, lease) = disk(run).await?;
+    lineage: &mut Lineage,
+) -> Result<Answering, BuildError> {
+    let Begin::Warm(earlier) = lineage.begins_with() else {
+        return Err(BuildError::Checkpoint { detail: "there is no machine to go on".to_owned() });
+    };
+    let step = run.journal.step("restore", "let the kept machine go on");
+    let overlay = lineage.layer_over(run, earlier)?;
+    let old = earlier.keys.clone();
+    let mut keys = LineageKeys::generate(&old.instance_id).map_err(BuildError::Keys)?;
+    let firmware = match (earlier.other(UEFI_VARS), firmware(run)?) {
+        (Some(kept), Firmware::Uefi { code, vars, secure_boot }) => {
+            let copied = std::fs::read(&kept).and_then(|bytes| std::fs::write(&vars, bytes));
+            copied.map_err(BuildError::io("copy", kept))?;
+            Firmware::Uefi { code, vars, secure_boot }
+        }
+        (_, firmware) => firmware,
+    };
+    let machine = machine(run, firmware, vec![overlay], earlier.memory()).await?;
+    let starting = Vm::start(&run.qemu, machine, &run.control);
+    let (vm, seed) = tokio::join!(starting, write_medium(run, inputs, on_medium, &keys));
+    let (vm, seed) = (vm?, seed?);
+    report_notices(run, &vm);
+    vm.insert_medium(&seed, &run.control).await?;
 
-    let login_key = KeyPair::generate().map_err(BuildError::Keys)?;
-    let host_key = KeyPair::generate().map_err(BuildError::Keys)?;
-    let files = seed::files(run.request.run_id.as_str(), &login_key, &host_key).map_err(BuildError::Keys)?;
-    let seed = run.workspace.seed();
+    let control = run.control.within(GO_ON_LIMIT);
+    let connect = Guest::connect(login(&vm, &old, run).await?, |_attempt| {}, &control);
+    let guest = vm.guard(&control, connect).await?.map_err(|error| BuildError::Connect(error.into()))?;
+    let renewal = Renewal { now: SystemTime::now(), login_key: &keys.login, host_key: &keys.host };
+    let renewed = vm.guard(&control, guest.renew(renewal, &control)).await?;
+    let (guest, host_key) =
+        renewed.map_err(|source| BuildError::Guest { act: "renew the guest", source: source.into() })?;
+    if host_key == HostKey::Kept {
+        keys.host = old.host;
+    }
+    run.log.say("The machine goes on; connected to SSH!");
+    step.succeed("");
+
+    let facts = look(run, &vm, &guest).await?;
+    lineage.logged_in_by(keys);
+    Ok(Answering { vm, guest, facts })
+}
+
+/// The medium of this machine: what cloud-init is told, and the run's files.
+async fn write_medium(
+    run: &Run,
+    inputs: &Inputs,
+    on_medium: &OnMedium,
+    keys: &LineageKeys,
+) -> Result<PathBuf, BuildError> {
+    let files = seed::files(&keys.instance_id, &keys.login, &keys.host).map_err(BuildError::Keys)?;
+    let path = run.workspace.seed();
     let placed = on_medium.files(inputs);
     let mut on_it = medium::contents(&placed);
     on_it.push(("user-data", Contents::Bytes(files.user_data.as_bytes())));
     on_it.push(("meta-data", Contents::Bytes(files.meta_data.as_bytes())));
     let writer = MediaWriter::find(&run.settings.search_path).map_err(BuildError::Media)?;
-    writer.write(&seed, CLOUD_INIT_LABEL, &on_it, &run.control).await.map_err(BuildError::Media)?;
+    writer.write(&path, CLOUD_INIT_LABEL, &on_it, &run.control).await.map_err(BuildError::Media)?;
+    Ok(path)
+}
 
-    let firmware = match run.plan.source.generation {
+/// Fresh from the package, where there are variables.
+fn firmware(run: &Run) -> Result<Firmware, BuildError> {
+    Ok(match run.plan.source.generation {
         Generation::V1 => Firmware::Bios,
         Generation::V2 => Ovmf::find()?.for_machine(run.workspace.uefi_vars())?,
-    };
-    let machine = Machine {
+    })
+}
+
+/// Everything the machine is made of, with an empty drive.
+async fn machine(
+    run: &Run,
+    firmware: Firmware,
+    disks: Vec<Overlay>,
+    incoming: Option<PathBuf>,
+) -> Result<Machine, BuildError> {
+    Ok(Machine {
         name: format!("kiln-{}", run.request.run_id.short()),
         accelerator: accelerator(run).await?,
         cpus: run.plan.machine.vcpus,
         memory_mib: run.plan.machine.memory_mib,
         firmware,
         hardware: Hardware::Paravirtual,
-        disks: vec![overlay],
-        medium: Some(seed),
+        disks,
+        medium: None,
         network: Network::User { forward: vec![22] },
         smbios_serial: Some(seed::SMBIOS_SERIAL.to_owned()),
         serial_log: run.dir.serial_log(),
         qemu_log: run.dir.qemu_log(),
         runtime_dir: run.workspace.sockets().to_owned(),
         kernel: None,
-        incoming: None,
+        incoming,
         disk_full_wait: run.settings.disk_full_wait,
-    };
-    let login = Login {
+    })
+}
+
+/// By `keys`, on the port that the machine got.
+async fn login(vm: &Vm, keys: &LineageKeys, run: &Run) -> Result<Login, BuildError> {
+    Ok(Login {
         user: seed::BUILD_USER.to_owned(),
-        key: login_key,
-        host_key: host_key.public(),
-        // The port is known only when the machine runs.
-        addr: ([127, 0, 0, 1], 0).into(),
-    };
-    step.succeed("");
-    Ok((machine, login, lease))
+        key: keys.login.clone(),
+        host_key: keys.host.public(),
+        addr: vm.forwarded(22, &run.control).await?,
+    })
+}
+
+async fn look(run: &Run, vm: &Vm, guest: &Guest) -> Result<GuestFacts, BuildError> {
+    let step = run.journal.step("facts", "look at the guest");
+    let facts = vm
+        .guard(&run.control, guest.facts(&run.control))
+        .await?
+        .map_err(|source| BuildError::Guest { act: "read the guest's facts", source: source.into() })?;
+    check_growth(run, vm, guest).await?;
+    step.succeed(facts.os_name.clone());
+    Ok(facts)
 }
 
 /// Looks whether the root file system has taken the room that the template gave it.

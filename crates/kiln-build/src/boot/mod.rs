@@ -11,6 +11,7 @@
 mod linux;
 mod windows;
 
+use std::path::Path;
 use std::time::{Duration, Instant};
 
 use kiln_guest::winrm::Recorder;
@@ -20,10 +21,12 @@ use kiln_qemu::disk::{BaseImage, DiskFormat as QemuFormat, Overlay};
 use kiln_qemu::firmware::Firmware;
 use kiln_qemu::host::Accelerator;
 use kiln_qemu::machine::Machine;
+use kiln_qemu::portrait::Portrait;
 use kiln_qemu::vm::{Vm, VmNotice};
 use tokio::sync::broadcast::error::RecvError;
 
 use crate::account::BuildAccount;
+use crate::checkpoint::Lineage;
 use crate::context::Run;
 use crate::error::BuildError;
 use crate::guest::ConnectedGuest;
@@ -66,30 +69,52 @@ pub fn way_in(run: &Run) -> Result<WayIn, BuildError> {
 }
 
 /// Starts the machine and logs in.
-pub async fn start(run: &Run, way_in: WayIn, inputs: &Inputs) -> Result<ConnectedGuest, BuildError> {
+pub async fn start(
+    run: &Run,
+    way_in: WayIn,
+    inputs: &Inputs,
+    lineage: &mut Lineage,
+) -> Result<ConnectedGuest, BuildError> {
     match way_in {
-        WayIn::Keys => linux::start(run, inputs).await.map(|guest| ConnectedGuest::Linux(Box::new(guest))),
+        WayIn::Keys => {
+            linux::start(run, inputs, lineage).await.map(|guest| ConnectedGuest::Linux(Box::new(guest)))
+        }
         WayIn::Account(account) => {
             windows::start(run, account, inputs).await.map(|guest| ConnectedGuest::Windows(Box::new(guest)))
         }
     }
 }
 
-/// The base image, kept on its shelf, and the run's own layer over it.
-async fn disk(run: &Run) -> Result<(Overlay, ImageLease), BuildError> {
+/// What a Linux machine of this run is like, wherever its files lie.
+pub async fn portrait(run: &Run) -> Result<Portrait, BuildError> {
+    linux::portrait(run).await
+}
+
+/// The base image, whole, and kept on its shelf.
+pub async fn base_in_use(run: &Run) -> Result<ImageLease, BuildError> {
     let source = &run.plan.source;
     let lease = run.library.use_image(source)?;
     run.library.verify(source, kiln_library::Check::IfChanged, &|_| {}, &run.control).await?;
     kiln_host::space::ensure_room(run.workspace.folder(), LEAST_ROOM)?;
+    Ok(lease)
+}
+
+/// The run's own layer over the base image.
+fn disk(run: &Run, path: &Path) -> Result<Overlay, BuildError> {
+    let source = &run.plan.source;
     let base = BaseImage::open(run.qemu.img(), &source.path, disk_format(source.format))
         .map_err(|source| BuildError::Disk { act: "open the base image", source })?;
     let grow_to = (run.plan.machine.disk_bytes > source.virtual_size).then_some(run.plan.machine.disk_bytes);
-    let overlay = Overlay::create(run.qemu.img(), &base, run.workspace.overlay(), grow_to)
-        .map_err(|source| BuildError::Disk { act: "create the run's disk", source })?;
-    Ok((overlay, lease))
+    Overlay::create(run.qemu.img(), &base, path, grow_to)
+        .map_err(|source| BuildError::Disk { act: "create the run's disk", source })
 }
 
+/// Found out, and said, once in a run.
 async fn accelerator(run: &Run) -> Result<Accelerator, BuildError> {
+    run.accelerator.get_or_try_init(|| find_accelerator(run)).await.cloned()
+}
+
+async fn find_accelerator(run: &Run) -> Result<Accelerator, BuildError> {
     let found = kiln_qemu::host::probe_accelerator(&run.qemu, &run.settings.cache_dir, &run.control).await?;
     if let Accelerator::Tcg { reason } = &found {
         run.journal.info(format!("emulating the processor (TCG): {reason}"));

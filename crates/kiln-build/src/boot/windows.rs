@@ -30,7 +30,7 @@ use kiln_qemu::media::{ANSWERS_LABEL, Contents, INPUTS_LABEL, MediaWriter};
 use kiln_qemu::vm::Vm;
 use kiln_qemu::{offline, tpm};
 
-use super::{accelerator, disk, disk_format, power_on};
+use super::{accelerator, base_in_use, disk, disk_format, power_on};
 use crate::account::BuildAccount;
 use crate::context::Run;
 use crate::customize::windows::answer;
@@ -243,7 +243,8 @@ async fn prepare(
     writer: &MediaWriter,
 ) -> Result<(Machine, ImageLease), BuildError> {
     let step = run.journal.step("machine", "prepare the machine");
-    let (overlay, lease) = disk(run).await?;
+    let lease = base_in_use(run).await?;
+    let overlay = disk(run, &run.workspace.overlay())?;
     let mut medium = None;
     if let Some(to_be_made) = account.to_be_made() {
         let answers = bootstrap::answer_file(&to_be_made, "en-US", Architecture::Amd64)

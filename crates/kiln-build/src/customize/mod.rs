@@ -9,24 +9,28 @@ use kiln_library::StoredInput;
 use kiln_model::event::{StepRef, Unit};
 use kiln_model::plan::{Customizer, InputRef, Script};
 
+use crate::checkpoint::Lineage;
 use crate::context::Run;
 use crate::error::BuildError;
 use crate::guest::ConnectedGuest;
 use crate::inputs::Inputs;
 
-/// Runs every customizer of the plan.
+/// Runs every customizer of the plan that is not behind the machine already.
 pub async fn run(
     run: &Run,
     mut guest: ConnectedGuest,
     inputs: &Inputs,
+    lineage: &mut Lineage,
 ) -> Result<ConnectedGuest, BuildError> {
-    for customizer in &run.plan.customizers {
+    for (link, customizer) in (1..).zip(&run.plan.customizers).skip(lineage.done()) {
         let step = run.journal.step(format!("customize/{}", customizer.position), customizer.title());
         run.log.telemetry(&format!("Starting provisioner {}", customizer.provisioner()));
         match one(run, &mut guest, customizer, inputs).await {
             Ok(message) => {
                 run.log.telemetry(&format!("ending {}", customizer.provisioner()));
                 step.succeed(message);
+                lineage.passed(link);
+                keep(run, &mut guest, lineage, link).await?;
             }
             Err(error) => {
                 let message = error.sentence();
@@ -38,6 +42,19 @@ pub async fn run(
     }
     run.log.telemetry("Finalizing.");
     Ok(guest)
+}
+
+/// Keeps the machine as it is now, where machines of its kind are kept.
+pub async fn keep(
+    run: &Run,
+    guest: &mut ConnectedGuest,
+    lineage: &mut Lineage,
+    link: usize,
+) -> Result<(), BuildError> {
+    match guest {
+        ConnectedGuest::Linux(guest) => lineage.keep(run, guest, link).await,
+        ConnectedGuest::Windows(_) => Ok(()),
+    }
 }
 
 async fn one(

@@ -26,7 +26,7 @@ use crate::seed::BUILD_USER;
 const OVERRIDE: &str = "/tmp/DeprovisioningScript.sh";
 /// An override larger than this is not a script.
 const OVERRIDE_CAP: usize = 1 << 20;
-const CLEAN_UP: &str = include_str!("linux.sh");
+pub(super) const CLEAN_UP: &str = include_str!("linux.sh");
 const SETTLE_LIMIT: Duration = Duration::from_secs(5 * 60);
 const CLEAN_UP_LIMIT: Duration = Duration::from_secs(10 * 60);
 const POWER_DOWN_LIMIT: Duration = Duration::from_secs(5 * 60);

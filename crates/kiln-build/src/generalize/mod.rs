@@ -6,8 +6,10 @@ mod linux;
 mod windows;
 
 use kiln_library::ImageLease;
-use kiln_qemu::disk::{Image, StoppedMachine};
+use kiln_qemu::disk::{Image, Overlay, StoppedMachine};
 
+use crate::boot;
+use crate::checkpoint::Earlier;
 use crate::context::Run;
 use crate::error::BuildError;
 use crate::guest::ConnectedGuest;
@@ -24,6 +26,19 @@ impl Generalized {
     fn new(stopped: StoppedMachine, lease: ImageLease) -> Self {
         Self { image: stopped.into_image(), _lease: lease }
     }
+}
+
+/// What a guest is cleaned by, for whoever has to tell whether it is still the same.
+pub fn fingerprint() -> String {
+    linux::CLEAN_UP.to_owned()
+}
+
+/// The image that an earlier run made of the same, in this run's own folder.
+pub async fn kept(run: &Run, earlier: &Earlier) -> Result<Generalized, BuildError> {
+    let lease = boot::base_in_use(run).await?;
+    let disk = Overlay::reopen(run.qemu.img(), earlier.disk(run))
+        .map_err(|source| BuildError::Disk { act: "open the finished image", source })?;
+    Ok(Generalized { image: Image::kept(disk), _lease: lease })
 }
 
 pub async fn run(run: &Run, guest: ConnectedGuest) -> Result<Generalized, BuildError> {

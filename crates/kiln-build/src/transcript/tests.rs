@@ -38,6 +38,7 @@ fn place() -> Place {
         library: "/srv/library".into(),
         operation: None,
         transcript: true,
+        checkpoints: None,
     };
     let journal = Journal::open(&dir.events()).unwrap();
     journal.append(RunEventKind::RunStarted {

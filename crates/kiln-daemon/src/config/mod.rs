@@ -50,6 +50,8 @@ pub struct Config {
     #[serde(deserialize_with = "section")]
     pub runs: RunsConfig,
     #[serde(deserialize_with = "section")]
+    pub checkpoints: CheckpointsConfig,
+    #[serde(deserialize_with = "section")]
     pub retention: RetentionConfig,
     #[serde(deserialize_with = "section")]
     pub inputs: InputsConfig,
@@ -68,6 +70,7 @@ impl Default for Config {
             access: AccessConfig::default(),
             environment: EnvironmentConfig::default(),
             runs: RunsConfig::default(),
+            checkpoints: CheckpointsConfig::default(),
             retention: RetentionConfig::default(),
             inputs: InputsConfig::default(),
             templates: TemplatesConfig::default(),
@@ -170,6 +173,22 @@ pub struct RunsConfig {
     pub memory_mib: Option<u64>,
     pub cpus: Option<u32>,
     pub worker_user: Option<String>,
+}
+
+#[derive(Debug, Clone, PartialEq, Deserialize)]
+#[cfg_attr(test, derive(serde::Serialize))]
+#[serde(deny_unknown_fields, rename_all = "camelCase", default)]
+pub struct CheckpointsConfig {
+    pub enabled: bool,
+    #[serde(rename = "sizeGiB")]
+    pub size_gib: u64,
+    pub max_age_hours: u64,
+}
+
+impl Default for CheckpointsConfig {
+    fn default() -> Self {
+        Self { enabled: true, size_gib: 20, max_age_hours: 24 }
+    }
 }
 
 #[derive(Debug, Clone, PartialEq, Deserialize)]

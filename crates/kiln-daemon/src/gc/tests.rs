@@ -404,6 +404,7 @@ impl Data {
             library: self.places.library.root().to_owned(),
             operation: None,
             transcript: false,
+            checkpoints: None,
         })
         .unwrap();
         std::fs::create_dir(dir.work()).unwrap();

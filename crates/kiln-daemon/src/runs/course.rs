@@ -495,6 +495,7 @@ fn request(inner: &Inner, run: &RunRecord) -> RunRequest {
         library: inner.settings.library.clone(),
         operation: Some(run.operation.clone()),
         transcript: false,
+        checkpoints: inner.settings.checkpoints.clone(),
     }
 }
 

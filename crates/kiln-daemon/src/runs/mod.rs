@@ -38,7 +38,7 @@ use std::path::{Path, PathBuf};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::Duration;
 
-use kiln_build::run_dir::{RunDirError, RunId};
+use kiln_build::run_dir::{CheckpointWishes, RunDirError, RunId};
 use kiln_host::process::{Identity, Invocation, SpawnOptions};
 use kiln_model::plan::{BuildPlan, HostLimits};
 use kiln_model::run::{Fault, Phase, RunState};
@@ -78,6 +78,8 @@ pub struct RunsSettings {
     /// A folder for each run's artifacts is made below it.
     pub artifacts_root: PathBuf,
     pub library: PathBuf,
+    /// What runs take of earlier ones and keep for later ones; none: neither.
+    pub checkpoints: Option<CheckpointWishes>,
     pub worker: WorkerCommand,
     pub budget: HostBudget,
     /// Where workers are put; found out by [`Placement::probe`] where it is not given.

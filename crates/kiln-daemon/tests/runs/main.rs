@@ -63,6 +63,7 @@ impl Place {
             .arg("--test-threads=1");
         RunsSettings {
             runs_root: self.root.path().join("runs"),
+            checkpoints: None,
             artifacts_root: self.root.path().join("artifacts"),
             library: self.root.path().join("library"),
             worker,
@@ -437,6 +438,7 @@ async fn a_new_server_takes_over_what_the_old_one_left() {
         library: place.root.path().join("library"),
         operation: Some(place.run(&prepared).await.operation),
         transcript: false,
+        checkpoints: None,
     };
     kiln_daemon::executor::prepare(&place.root.path().join("runs"), &plan, &request).unwrap();
     std::fs::create_dir_all(place.artifacts(&prepared)).unwrap();

@@ -20,6 +20,7 @@ async fn runs(home: &Home, takes: Duration) -> Runs {
     });
     let settings = RunsSettings {
         runs_root: home.dir.path().join("runs"),
+        checkpoints: None,
         artifacts_root: home.dir.path().join("artifacts"),
         library: home.settings.shelves.library.clone(),
         worker: WorkerCommand::new("/bin/false"),

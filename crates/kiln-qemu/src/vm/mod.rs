@@ -45,6 +45,7 @@ pub use freeze::{FreezeTo, Frozen};
 
 use crate::argv::{arguments, disk_node, qmp_socket, tpm_socket};
 use crate::disk::{Overlay, StoppedMachine};
+use crate::firmware::Firmware;
 use crate::host::Qemu;
 use crate::machine::{Hardware, Machine};
 use crate::qmp::{Qmp, QmpError};
@@ -94,6 +95,7 @@ pub struct Vm {
     /// How often it was frozen.
     frozen: u32,
     drive: Mutex<Drive>,
+    firmware: Firmware,
     log: PathBuf,
     /// Ends with the machine at the latest.
     _tpm: Option<Child>,
@@ -168,7 +170,8 @@ impl Vm {
         tokio::spawn(follower.run(events));
         let drive = Mutex::new(Drive::started_with(machine.medium.is_some()));
         let (disks, log, tpm) = (machine.disks, machine.qemu_log, tpm.map(|(child, _)| child));
-        let vm = Self { child, qmp, seen, notices, disks, tops, frozen: 0, drive, log, _tpm: tpm };
+        let firmware = machine.firmware;
+        let vm = Self { child, qmp, seen, notices, disks, tops, frozen: 0, drive, firmware, log, _tpm: tpm };
         if let Some(memory) = &machine.incoming {
             vm.read_memory(memory, &control).await?;
         }
@@ -218,6 +221,15 @@ impl Vm {
 
     fn tops(&self) -> MutexGuard<'_, Vec<Top>> {
         self.tops.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    /// The system's disk as it is written now; a machine without one has no system.
+    pub fn os_disk(&self) -> Option<&Overlay> {
+        self.disks.first()
+    }
+
+    pub fn firmware(&self) -> &Firmware {
+        &self.firmware
     }
 
     /// QEMU's process id.

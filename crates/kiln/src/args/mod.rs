@@ -62,6 +62,9 @@ pub enum Command {
     /// What runs left: list it, fetch it
     #[command(subcommand)]
     Output(OutputCommand),
+    /// Machines kept after each step of a build, for builds to come
+    #[command(subcommand)]
+    Checkpoints(CheckpointsCommand),
     /// Remove runs, artifacts and inputs that nobody needs any more
     Gc(GcArgs),
     /// Print the commands that connect `az` or an Azure SDK to the server of this host
@@ -112,7 +115,27 @@ pub struct BuildArgs {
     pub local: bool,
 
     #[command(flatten)]
+    pub reuse: ReuseArgs,
+
+    #[command(flatten)]
     pub server: ServerArgs,
+}
+
+/// What of earlier builds may serve, and what is kept for later ones.
+#[derive(Debug, Args)]
+#[command(next_help_heading = "Reuse")]
+pub struct ReuseArgs {
+    /// Reuse nothing of earlier builds (implies --local)
+    #[arg(long, conflicts_with = "server")]
+    pub fresh: bool,
+
+    /// Keep no checkpoints for later builds (implies --local)
+    #[arg(long, conflicts_with = "server")]
+    pub no_checkpoints: bool,
+
+    /// YAML file that says how long steps are good for, and which are secret (implies --local)
+    #[arg(long, value_name = "FILE", conflicts_with = "server")]
+    pub policy: Option<PathBuf>,
 }
 
 #[derive(Debug, Args)]
@@ -140,6 +163,10 @@ pub struct ValidateArgs {
 pub struct PlanArgs {
     /// Template: JSON (comments and trailing commas allowed) or YAML; `-` reads standard input
     pub file: PathBuf,
+
+    /// YAML file that says how long steps are good for, and which are secret
+    #[arg(long, value_name = "FILE")]
+    pub policy: Option<PathBuf>,
 
     /// Print the plan as one JSON object
     #[arg(long)]
@@ -316,6 +343,48 @@ pub struct CertifyWindowsArgs {
     /// Print run events as JSON lines on stdout, and a result object last
     #[arg(long)]
     pub json: bool,
+}
+
+#[derive(Debug, Subcommand)]
+pub enum CheckpointsCommand {
+    /// List what is kept
+    List(CheckpointsListArgs),
+    /// Show what a build of a template would reuse, and why not more
+    Explain(CheckpointsExplainArgs),
+    /// Remove what is kept
+    Clear(CheckpointsClearArgs),
+}
+
+#[derive(Debug, Args)]
+pub struct CheckpointsListArgs {
+    /// Print one JSON object
+    #[arg(long)]
+    pub json: bool,
+}
+
+#[derive(Debug, Args)]
+#[command(after_help = "Examples:\n  kiln checkpoints explain hello.json\n  \
+                  kiln checkpoints explain hello.json --policy policy.yaml\n\n\
+                  Scripts and files the template names are fetched, as they are a part of what decides.")]
+pub struct CheckpointsExplainArgs {
+    /// Template: JSON (comments and trailing commas allowed) or YAML; `-` reads standard input
+    pub file: PathBuf,
+
+    /// YAML file that says how long steps are good for, and which are secret
+    #[arg(long, value_name = "FILE")]
+    pub policy: Option<PathBuf>,
+
+    /// Print one JSON object
+    #[arg(long)]
+    pub json: bool,
+}
+
+#[derive(Debug, Args)]
+#[command(after_help = "Examples:\n  kiln checkpoints clear\n  kiln checkpoints clear 3f9a1c0b\n\n\
+                  What a build uses at this moment stays.")]
+pub struct CheckpointsClearArgs {
+    /// Only these, with what lies on them (see `kiln checkpoints list`); the beginning of an id will do
+    pub ids: Vec<String>,
 }
 
 #[derive(Debug, Args)]

@@ -17,7 +17,7 @@ use std::cell::RefCell;
 use std::path::Path;
 
 use anyhow::Context as _;
-use kiln_build::run_dir::{REQUEST_FORMAT, RunDir, RunId, RunRequest};
+use kiln_build::run_dir::{CheckpointWishes, REQUEST_FORMAT, RunDir, RunId, RunRequest};
 use kiln_daemon::executor::{self, Executor, Local, Worker, WorkerCommand};
 use kiln_daemon::{Followed, News, follow, settle};
 use kiln_model::event::RunEvent;
@@ -31,7 +31,7 @@ use crate::client::{Embed, find};
 use crate::exit::{ExitStatus, Failure};
 use crate::progress::report::{Place, Report};
 use crate::progress::{Outcome, Show, final_object, refusal};
-use crate::settings::{self, BuildSettings, Folders};
+use crate::settings::{self, BuildSettings, Folders, ReuseSettings};
 
 pub async fn run(around: &Surroundings<'_>, settings: BuildSettings) -> End {
     let ended = build_somewhere(around, &settings).await;
@@ -81,6 +81,7 @@ async fn build(around: &Surroundings<'_>, settings: &BuildSettings) -> End {
         output: &settings.output,
         keep_on_error: settings.keep_on_error,
         transcript: false,
+        checkpoints: settings.reuse.as_ref().map(|reuse| wishes(reuse, &plan)).transpose()?,
         json: settings.json,
     };
     let run_dir = make_run(&wanted, &folders, &plan)?;
@@ -110,7 +111,14 @@ pub(super) struct Wanted<'a> {
     pub output: &'a Path,
     pub keep_on_error: bool,
     pub transcript: bool,
+    pub checkpoints: Option<CheckpointWishes>,
     pub json: bool,
+}
+
+fn wishes(settings: &ReuseSettings, plan: &BuildPlan) -> Result<CheckpointWishes, Failure> {
+    let ReuseSettings { reuse, keep, room, policy } = settings;
+    let policy = super::prepare::policy(policy.as_deref(), plan)?;
+    Ok(CheckpointWishes { reuse: *reuse, keep: *keep, size_limit: *room, policy })
 }
 
 pub(super) fn make_run(wanted: &Wanted<'_>, folders: &Folders, plan: &BuildPlan) -> Result<RunDir, Failure> {
@@ -126,6 +134,7 @@ pub(super) fn make_run(wanted: &Wanted<'_>, folders: &Folders, plan: &BuildPlan)
         library: folders.library.clone(),
         operation: None,
         transcript: wanted.transcript,
+        checkpoints: wanted.checkpoints.clone(),
     };
     executor::prepare(&folders.runs, plan, &request).map_err(Failure::host)
 }

@@ -4,6 +4,7 @@ mod az_setup;
 mod build;
 mod build_there;
 mod certify;
+mod checkpoints;
 mod completions;
 mod doctor;
 mod gc;
@@ -53,7 +54,10 @@ pub fn run(cli: Cli, environment: &Environment, printer: &Printer) -> End {
             wait_for(build::run(around, settings))
         }
         Command::Validate(args) => validate::run(around, &ValidateSettings::resolve(args)),
-        Command::Plan(args) => wait_for(plan::run(around, PlanSettings::resolve(args))),
+        Command::Plan(args) => {
+            let settings = PlanSettings::resolve(args, environment).map_err(Failure::input)?;
+            wait_for(plan::run(around, settings))
+        }
         Command::CertifyWindows(args) => {
             let settings = CertifySettings::resolve(args).map_err(Failure::input)?;
             wait_for(certify::run(around, settings))
@@ -63,6 +67,7 @@ pub fn run(cli: Cli, environment: &Environment, printer: &Printer) -> End {
         Command::Template(args) => wait_for(template::run(around, args)),
         Command::Run(args) => wait_for(run::run(around, args)),
         Command::Output(args) => wait_for(output::run(around, args)),
+        Command::Checkpoints(args) => wait_for(checkpoints::run(around, args)),
         Command::Gc(args) => wait_for(gc::run(around, args)),
         Command::AzSetup(args) => az_setup::run(around, &args),
         Command::Doctor(args) => wait_for(doctor::run(around, args.json)),

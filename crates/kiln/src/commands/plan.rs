@@ -1,13 +1,16 @@
 //! `kiln plan`: what a build would do, in order. Inputs are fetched and checked for
 //! it, so that their digests and sizes are those a build would use; nothing is started.
 
+use std::path::Path;
+
+use kiln_build::checkpoint::{Choice, forecast};
 use kiln_host::wait::Control;
 use kiln_library::{InputError, InputProgress, StoredInput};
 use kiln_model::catalog::Os;
 use kiln_model::plan::{BuildPlan, Customizer, CustomizerAction, Distributor, InputRef, Script};
 use serde::Serialize;
 
-use super::prepare::{NoPlan, Prepared, prepare};
+use super::prepare::{NoPlan, Prepared, policy as policy_of, prepare};
 use super::shelves::Shelves;
 use super::{End, Surroundings, signals};
 use crate::exit::{ExitStatus, Failure};
@@ -39,12 +42,17 @@ pub async fn run(around: &Surroundings<'_>, settings: PlanSettings) -> End {
 
     let control = signals::control().map_err(|error| Failure::new(kiln_model::run::Fault::Host, error))?;
     let inputs = fetch(around, &shelves, &plan, &control).await?;
+    let reuse = match &settings.reuse {
+        Some(policy) => reuse(&shelves, &plan, &inputs, policy.as_deref())?,
+        None => None,
+    };
 
     if settings.json {
         let view = View {
             format: PLAN_VIEW_FORMAT,
             plan: plan.redacted(),
             inputs: inputs.iter().map(InputView::of).collect(),
+            reuse: reuse.as_ref().map(|choice| choice.said.as_slice()),
             problems: &problems,
         };
         let text = serde_json::to_string_pretty(&view).map_err(anyhow::Error::from)?;
@@ -54,19 +62,38 @@ pub async fn run(around: &Surroundings<'_>, settings: PlanSettings) -> End {
             problems::lines(&file, problem, printer.err).iter().for_each(|line| printer.talk(line));
         }
         plan.warnings.iter().for_each(|warning| printer.warning(&neutralize(warning)));
-        lines(&plan, &inputs, printer.out).iter().for_each(|line| printer.data(line));
+        lines(&plan, &inputs, reuse.as_ref(), printer.out).iter().for_each(|line| printer.data(line));
     }
     Ok(ExitStatus::Done)
 }
 
+/// What a build would reuse; none for guests of which nothing is kept.
+pub(super) fn reuse(
+    shelves: &Shelves,
+    plan: &BuildPlan,
+    inputs: &[FetchedInput<'_>],
+    policy: Option<&Path>,
+) -> Result<Option<Choice>, Failure> {
+    let policy = policy_of(policy, plan)?;
+    if plan.source.os != Os::Linux {
+        return Ok(None);
+    }
+    let digest = |position| {
+        let found = inputs.iter().find(|fetched| fetched.customizer.position == position);
+        found.map(|fetched| fetched.stored.sha256)
+    };
+    let choice = forecast(plan, &digest, &policy, shelves.library()?);
+    choice.map(Some).map_err(|error| Failure::new(error.fault(), error))
+}
+
 /// An input of the plan, as it lies on the shelf.
-struct FetchedInput<'a> {
+pub(super) struct FetchedInput<'a> {
     customizer: &'a Customizer,
     input: &'a InputRef,
     stored: StoredInput,
 }
 
-async fn fetch<'a>(
+pub(super) async fn fetch<'a>(
     around: &Surroundings<'_>,
     shelves: &Shelves,
     plan: &'a BuildPlan,
@@ -123,6 +150,9 @@ struct View<'a> {
     format: u32,
     plan: BuildPlan,
     inputs: Vec<InputView>,
+    /// What of earlier builds would serve, and why not more: sentences. For guests of which nothing is kept, nothing.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    reuse: Option<&'a [String]>,
     problems: &'a [kiln_model::Problem],
 }
 
@@ -152,7 +182,7 @@ impl InputView {
 }
 
 /// The plan in the order in which it would happen.
-fn lines(plan: &BuildPlan, inputs: &[FetchedInput<'_>], paint: Paint) -> Vec<String> {
+fn lines(plan: &BuildPlan, inputs: &[FetchedInput<'_>], reuse: Option<&Choice>, paint: Paint) -> Vec<String> {
     let source = &plan.source;
     let machine = &plan.machine;
     let row = |name: &str, value: String| format!("{} {value}", paint.faint(format!("{name:<11}")));
@@ -193,6 +223,8 @@ fn lines(plan: &BuildPlan, inputs: &[FetchedInput<'_>], paint: Paint) -> Vec<Str
             fetched.stored.sha256
         ));
     }
+    let said = reuse.into_iter().flat_map(|choice| &choice.said);
+    lines.extend(said.map(|line| format!("  {}", neutralize(line))));
     lines.push(match source.os {
         Os::Linux => "  boot the base image on an overlay, log in with a key made for the run".to_owned(),
         Os::Windows => {

@@ -7,10 +7,12 @@
 
 use std::fs::File;
 use std::io::{self, Read};
+use std::path::Path;
 
 use anyhow::Context as _;
 use kiln_daemon::shelves;
 use kiln_model::plan::BuildPlan;
+use kiln_model::policy::{CachePolicy, MAX_POLICY_BYTES};
 use kiln_model::template::CheckedTemplate;
 use kiln_model::{CheckContext, Checked, Document, MAX_TEMPLATE_BYTES, Problems, check};
 
@@ -106,4 +108,22 @@ pub fn prepare_text(input: &TemplateInput, bytes: &[u8], shelves: &Shelves) -> R
         Err(shelves::NoPlan::Problems(refused)) => Err(NoPlan::Problems(shelves::joined(problems, refused))),
         Err(shelves::NoPlan::Image(error)) => Err(NoPlan::Other(Failure::input(error))),
     }
+}
+
+/// The policy of a file for this plan; the usual one where there is no file.
+pub fn policy(file: Option<&Path>, plan: &BuildPlan) -> Result<CachePolicy, Failure> {
+    let Some(file) = file else { return Ok(CachePolicy::default()) };
+    let mut text = String::new();
+    let limit = MAX_POLICY_BYTES as u64;
+    File::open(file)
+        .and_then(|opened| opened.take(limit).read_to_string(&mut text))
+        .with_context(|| format!("cannot read the policy {}", file.display()))
+        .map_err(Failure::input)?;
+    CachePolicy::read(&text, &plan.customizers).map_err(|wrong| {
+        Failure::input(anyhow::anyhow!(
+            "the policy {} is no policy:\n  {}",
+            file.display(),
+            wrong.join("\n  ")
+        ))
+    })
 }

@@ -11,6 +11,7 @@
 //! | `KILN_IMAGES`                                  | folder with `catalog.yaml` and the recipes           |
 //! | `KILN_LOG`                                     | what the diagnostic log says (tracing filter)        |
 //! | `KILN_DISK_FULL_WAIT`                          | seconds a guest waits for room on a full disk (600)  |
+//! | `KILN_CHECKPOINTS`                             | room for checkpoints, such as 20G (the default); off: none   |
 //! | `KILN_CA_FILE`                                 | PEM file with certificate authorities to trust, too  |
 //! | `KILN_CONFIG`                                  | configuration file of `kiln serve`                   |
 //! | `KILN_SERVER`                                  | server that commands talk to                         |
@@ -27,6 +28,7 @@ use std::path::{Path, PathBuf};
 use std::time::Duration;
 
 use anyhow::{Context as _, anyhow};
+use kiln_daemon::config::Config;
 use kiln_daemon::shelves::ShelvesSettings;
 use kiln_library::{FetchSettings, ProxySettings};
 
@@ -52,6 +54,7 @@ pub struct Environment {
     kiln_log: Option<OsString>,
     kiln_ca_file: Option<OsString>,
     kiln_disk_full_wait: Option<OsString>,
+    kiln_checkpoints: Option<OsString>,
     kiln_config: Option<OsString>,
     kiln_server: Option<OsString>,
     kiln_client_id: Option<OsString>,
@@ -83,6 +86,7 @@ impl Environment {
             kiln_log: variable("KILN_LOG"),
             kiln_ca_file: variable("KILN_CA_FILE"),
             kiln_disk_full_wait: variable("KILN_DISK_FULL_WAIT"),
+            kiln_checkpoints: variable("KILN_CHECKPOINTS"),
             kiln_config: variable("KILN_CONFIG"),
             kiln_server: variable("KILN_SERVER"),
             kiln_client_id: variable("KILN_CLIENT_ID"),
@@ -336,6 +340,50 @@ pub fn disk_full_wait(environment: &Environment) -> anyhow::Result<Duration> {
         .ok_or_else(|| anyhow!("KILN_DISK_FULL_WAIT is no number of seconds: {given:?}"))
 }
 
+/// Bytes that the shelf of checkpoints may have; `None` where nothing is to be kept or reused.
+pub fn checkpoint_room(environment: &Environment) -> anyhow::Result<Option<u64>> {
+    const DEFAULT: u64 = 20 << 30;
+    let Some(given) = &environment.kiln_checkpoints else { return Ok(Some(DEFAULT)) };
+    if given == "off" {
+        return Ok(None);
+    }
+    let size = given.to_str().and_then(size);
+    size.map(Some).ok_or_else(|| anyhow!("KILN_CHECKPOINTS is neither off nor a size such as 20G: {given:?}"))
+}
+
+/// A server's settings with the environment's word about checkpoints, where it has one.
+pub fn serving(mut config: Config, environment: &Environment) -> anyhow::Result<Config> {
+    if environment.kiln_checkpoints.is_some() {
+        match checkpoint_room(environment)? {
+            Some(room) => config.checkpoints.size_gib = room.div_ceil(1 << 30),
+            None => config.checkpoints.enabled = false,
+        }
+    }
+    Ok(config)
+}
+
+/// `500M`, `20G`, `1T`: powers of 1024.
+fn size(text: &str) -> Option<u64> {
+    let (number, unit) = text.split_at_checked(text.len().checked_sub(1)?)?;
+    let unit = match unit {
+        "M" => 1 << 20,
+        "G" => 1 << 30,
+        "T" => 1 << 40,
+        _ => return None,
+    };
+    number.parse::<u64>().ok()?.checked_mul(unit)
+}
+
+/// What of earlier builds may serve, and what is kept.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct ReuseSettings {
+    pub reuse: bool,
+    pub keep: bool,
+    /// Bytes.
+    pub room: u64,
+    pub policy: Option<PathBuf>,
+}
+
 /// Where a template's text comes from.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub enum TemplateInput {
@@ -364,18 +412,27 @@ pub struct BuildSettings {
     pub output: PathBuf,
     pub json: bool,
     pub keep_on_error: bool,
+    /// None: neither reused nor kept.
+    pub reuse: Option<ReuseSettings>,
     /// None: built without one.
     pub server: Option<ServerSettings>,
 }
 
 impl BuildSettings {
     pub fn resolve(args: args::BuildArgs, environment: &Environment) -> anyhow::Result<Self> {
-        let args::BuildArgs { file, output, json, keep_on_error, local, server } = args;
+        let args::BuildArgs { file, output, json, keep_on_error, local, reuse, server } = args;
+        let args::ReuseArgs { fresh, no_checkpoints, policy } = reuse;
         let output = output_folder(&output)?;
-        // What is kept of a failed build lies in a folder of this host.
-        let server =
-            (!local && !keep_on_error).then(|| ServerSettings::resolve(server, environment)).transpose()?;
-        Ok(Self { template: TemplateInput::resolve(file), output, json, keep_on_error, server })
+        // What is kept of a failed build lies in a folder of this host; a server decides itself what it reuses.
+        let here = local || keep_on_error || fresh || no_checkpoints || policy.is_some();
+        let server = (!here).then(|| ServerSettings::resolve(server, environment)).transpose()?;
+        let reuse = checkpoint_room(environment)?.map(|room| ReuseSettings {
+            reuse: !fresh,
+            keep: !no_checkpoints,
+            room,
+            policy,
+        });
+        Ok(Self { template: TemplateInput::resolve(file), output, json, keep_on_error, reuse, server })
     }
 }
 
@@ -429,13 +486,16 @@ impl ValidateSettings {
 #[derive(Debug)]
 pub struct PlanSettings {
     pub template: TemplateInput,
+    /// With a policy, or none; not said at all where nothing is reused on this host.
+    pub reuse: Option<Option<PathBuf>>,
     pub json: bool,
 }
 
 impl PlanSettings {
-    pub fn resolve(args: args::PlanArgs) -> Self {
-        let args::PlanArgs { file, json } = args;
-        Self { template: TemplateInput::resolve(file), json }
+    pub fn resolve(args: args::PlanArgs, environment: &Environment) -> anyhow::Result<Self> {
+        let args::PlanArgs { file, policy, json } = args;
+        let reuse = checkpoint_room(environment)?.map(|_| policy);
+        Ok(Self { template: TemplateInput::resolve(file), reuse, json })
     }
 }
 
@@ -545,6 +605,19 @@ mod tests {
         assert_eq!(base("a:1.2").unwrap(), ("a".to_owned(), Some("1.2".to_owned())));
         for wrong in ["", ":", ":1", "a:"] {
             assert!(base(wrong).is_err(), "{wrong}");
+        }
+    }
+
+    #[test]
+    fn checkpoints_have_room_or_none() {
+        let room =
+            |given: &str| checkpoint_room(&Environment { kiln_checkpoints: Some(given.into()), ..home() });
+        assert_eq!(checkpoint_room(&home()).unwrap(), Some(20 << 30));
+        assert_eq!(room("off").unwrap(), None);
+        assert_eq!(room("500M").unwrap(), Some(500 << 20));
+        assert_eq!(room("1T").unwrap(), Some(1 << 40));
+        for wrong in ["", "G", "20", "20 G", "-1G", "99999999999999T", "20ü"] {
+            assert!(room(wrong).is_err(), "{wrong}");
         }
     }
 

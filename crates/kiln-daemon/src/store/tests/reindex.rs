@@ -26,6 +26,7 @@ impl Runs {
             library: "/nowhere".into(),
             operation: None,
             transcript: false,
+            checkpoints: None,
         })
         .unwrap();
         if origin {

@@ -71,6 +71,7 @@ async fn certify(around: &Surroundings<'_>, settings: &CertifySettings) -> End {
         output: &settings.output,
         keep_on_error: settings.keep_on_error,
         transcript: true,
+        checkpoints: None,
         json: settings.json,
     };
     let run_dir = make_run(&wanted, &folders, &plan)?;

@@ -96,6 +96,7 @@ async fn a_run_that_is_followed_tells_its_watchers() {
         library: server.daemon.paths.library(),
         operation: Some(run.operation.clone()),
         transcript: false,
+        checkpoints: None,
     };
     dir.write_request(&request).unwrap();
     let Server { daemon, router, folder } = server;

@@ -1,0 +1,444 @@
+//! Where a run begins: as far along as something that was kept still holds. Pure.
+//!
+//! ```text
+//!   finished image ─► machine after customizer n, n-1, … ─► booted machine ─► base image
+//! ```
+//! What was kept holds when its key is the run's, when no step in it is older than its limit, and when the policy lets
+//! it be kept at all. A machine whose memory was kept by another QEMU, or on other hardware, still has its disk, which
+//! is booted. What is reused is always said, and so is why it is not more.
+
+use jiff::Timestamp;
+use kiln_library::{CheckpointKind, CheckpointManifest};
+use kiln_model::Sha256;
+use kiln_model::policy::{Cache, CachePolicy};
+
+use super::key::Chain;
+
+/// Where a run begins.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub enum Start {
+    /// With the finished image: no guest is started.
+    Image { id: String },
+    /// A machine goes on, so many customizers along.
+    Warm { id: String, after: usize },
+    /// A disk is booted, so many customizers along.
+    Cold { id: String, after: usize },
+    /// With the base image.
+    Base,
+}
+
+/// The choice, in words, too.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Choice {
+    pub start: Start,
+    /// What is reused and how old it is; then what is not, and why. One sentence each.
+    pub said: Vec<String>,
+}
+
+/// What is known of the run.
+#[derive(Debug, Clone, Copy)]
+pub struct Asked<'a> {
+    pub chain: &'a Chain,
+    pub policy: &'a CachePolicy,
+    /// The portrait of the machine that memory must fit; none: not known yet, so any memory counts.
+    pub machine: Option<Sha256>,
+    pub now: Timestamp,
+}
+
+/// Chooses among what was kept; newest first.
+pub fn choose(asked: Asked<'_>, shelf: &[CheckpointManifest]) -> Choice {
+    let chain = asked.chain;
+    let last = chain.customizers();
+    let of_image = shelf.iter().filter(|kept| kept.kind == CheckpointKind::Image && kept.key == chain.image);
+    if let Some(kept) =
+        of_image.filter(|kept| asked.holds(kept, last).is_ok()).max_by_key(|kept| newest(kept))
+    {
+        let said = vec![format!(
+            "the finished image is reused, made {} ago: nothing that led to it has changed, and no guest is started",
+            age(asked.since(&kept.created_at))
+        )];
+        return Choice { start: Start::Image { id: kept.id.clone() }, said };
+    }
+    for after in (0..=last).rev() {
+        let mut kept = asked.kept_at(after, shelf);
+        kept.retain(|kept| asked.holds(kept, after).is_ok());
+        let start = match kept.iter().find(|kept| asked.memory_fits(kept)) {
+            Some(kept) => Some((Start::Warm { id: kept.id.clone(), after }, *kept)),
+            // The booted machine without its memory is the base image.
+            None if after > 0 => kept.first().map(|kept| (Start::Cold { id: kept.id.clone(), after }, *kept)),
+            None => None,
+        };
+        let Some((start, kept)) = start else { continue };
+        let mut said = vec![asked.reused(&start, kept, after)];
+        said.extend((after < last).then(|| asked.missed(after + 1, shelf)));
+        return Choice { start, said };
+    }
+    let said = vec![asked.missed(0, shelf)];
+    Choice { start: Start::Base, said }
+}
+
+/// Why something that was kept does not hold.
+enum Not {
+    /// The policy has it run each time.
+    Never {
+        link: usize,
+    },
+    Secret {
+        link: usize,
+    },
+    /// Seconds.
+    Old {
+        link: usize,
+        age: u64,
+        limit: u64,
+    },
+}
+
+impl Asked<'_> {
+    /// Of the state after `after` customizers, newest first.
+    fn kept_at<'a>(&self, after: usize, shelf: &'a [CheckpointManifest]) -> Vec<&'a CheckpointManifest> {
+        let key = self.chain.links[after].key;
+        let mut kept: Vec<_> =
+            shelf.iter().filter(|kept| kept.kind == CheckpointKind::Checkpoint && kept.key == key).collect();
+        kept.sort_by_key(|kept| std::cmp::Reverse(newest(kept)));
+        kept
+    }
+
+    fn holds(&self, kept: &CheckpointManifest, after: usize) -> Result<(), Not> {
+        for link in 1..=after {
+            let position = u32::try_from(link).unwrap_or(u32::MAX);
+            if let Some(step) = self.policy.steps.get(&position) {
+                if step.secret {
+                    return Err(Not::Secret { link });
+                }
+                if step.cache == Some(Cache::Never) {
+                    return Err(Not::Never { link });
+                }
+            }
+            let Some(limit) = self.policy.age_limit(position, self.chain.links[link].networked) else {
+                continue;
+            };
+            // A record that does not tell is too old.
+            let age = kept.steps.get(link).map_or(u64::MAX, |step| self.since(&step.made_at));
+            if age > limit {
+                return Err(Not::Old { link, age, limit });
+            }
+        }
+        Ok(())
+    }
+
+    fn memory_fits(&self, kept: &CheckpointManifest) -> bool {
+        kept.memory.is_some() && self.machine.is_none_or(|machine| machine == kept.machine.digest)
+    }
+
+    fn since(&self, then: &str) -> u64 {
+        let Ok(then) = then.parse::<Timestamp>() else { return u64::MAX };
+        // A clock that was set back makes nothing younger than now.
+        u64::try_from(self.now.as_second().saturating_sub(then.as_second())).unwrap_or(0)
+    }
+
+    fn reused(&self, start: &Start, kept: &CheckpointManifest, after: usize) -> String {
+        let what = match after {
+            0 => "the booted machine is reused".to_owned(),
+            1 => format!("{} is reused", self.chain.links[1].title),
+            _ => format!("customizers 1 to {after} are reused, up to {}", self.chain.links[after].title),
+        };
+        let old = age(self.since(&kept.created_at));
+        match start {
+            Start::Cold { .. } if kept.memory.is_none() => {
+                format!("{what}: the disk as it was kept {old} ago is booted, as no memory was kept with it")
+            }
+            Start::Cold { .. } => format!(
+                "{what}: the disk as it was kept {old} ago is booted, as its memory is of another machine or QEMU"
+            ),
+            _ => format!("{what}: the machine as it was kept {old} ago goes on"),
+        }
+    }
+
+    /// Why the state of this link is not among what is reused.
+    fn missed(&self, link: usize, shelf: &[CheckpointManifest]) -> String {
+        let title = &self.chain.links[link].title;
+        let again = |why: String| format!("{title} is run again: {why}");
+        if let Some(kept) = self.kept_at(link, shelf).first() {
+            return match self.holds(kept, link) {
+                Err(Not::Old { link, age: old, limit }) => format!(
+                    "{} is run again: it is {} old, and good for {}",
+                    self.chain.links[link].title,
+                    age(old),
+                    age(limit)
+                ),
+                Err(Not::Never { link }) => {
+                    format!("{} is run each time, as the policy says", self.chain.links[link].title)
+                }
+                Err(Not::Secret { link }) => format!(
+                    "{} is run each time: the policy calls it secret, and nothing is kept of it",
+                    self.chain.links[link].title
+                ),
+                Ok(()) if link == 0 => {
+                    "nothing is reused: the memory of the booted machine is missing, or of \
+                                        another machine or QEMU"
+                        .to_owned()
+                }
+                Ok(()) => again("what was kept of it cannot be used".to_owned()),
+            };
+        }
+        let position = u32::try_from(link).unwrap_or(u32::MAX);
+        if !self.policy.keeps(position) {
+            return format!("{title} is run each time, as the policy says");
+        }
+        match self.relative(link, shelf) {
+            Some(other) => {
+                let changed = self.changed(link, other);
+                let listed = changed.join(", ");
+                let verb = if changed.len() == 1 { "has" } else { "have" };
+                match link {
+                    0 => format!("nothing is reused: {listed} {verb} changed"),
+                    _ => again(format!("its {listed} {verb} changed")),
+                }
+            }
+            None if link == 0 => "nothing is reused: nothing was kept of this base image yet".to_owned(),
+            None => again("nothing was kept of it yet".to_owned()),
+        }
+    }
+
+    /// The newest that is the same up to this link, and goes on otherwise.
+    fn relative<'a>(&self, link: usize, shelf: &'a [CheckpointManifest]) -> Option<&'a CheckpointManifest> {
+        let alike = |kept: &&CheckpointManifest| match link.checked_sub(1) {
+            Some(before) => kept.steps.len() > link && kept.steps[before].key == self.chain.links[before].key,
+            None => !kept.steps.is_empty(),
+        };
+        shelf.iter().filter(alike).max_by_key(|kept| newest(kept))
+    }
+
+    fn changed(&self, link: usize, other: &CheckpointManifest) -> Vec<String> {
+        let (now, then) = (&self.chain.links[link].ingredients, &other.steps[link].inputs);
+        // Another kind of customizer has other parts; the kind says it all.
+        let kind = |parts: &[(String, Sha256)]| parts.iter().find(|(what, _)| what == "kind").cloned();
+        if kind(now) != kind(then) {
+            return vec!["kind".to_owned()];
+        }
+        now.iter()
+            .filter(|(what, digest)| !then.iter().any(|(other, its)| other == what && its == digest))
+            .map(|(what, _)| what.clone())
+            .collect()
+    }
+}
+
+/// By the time it was made; texts of one form sort like the times they are.
+fn newest(kept: &CheckpointManifest) -> (&str, &str) {
+    (&kept.created_at, &kept.id)
+}
+
+/// Seconds, for people.
+pub fn age(seconds: u64) -> String {
+    match seconds {
+        0..=119 => format!("{seconds} s"),
+        120..=7199 => format!("{} min", seconds / 60),
+        7200..=172_799 => format!("{} h", seconds / 3600),
+        _ => format!("{} days", seconds / 86_400),
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use std::collections::BTreeMap;
+
+    use kiln_library::{BaseMark, MachineMark, StepMark, StoredFile};
+    use kiln_model::policy::StepPolicy;
+
+    use super::*;
+    use crate::checkpoint::key::Link;
+
+    fn digest(text: &str) -> Sha256 {
+        Sha256::from_bytes(kiln_host::digest::sha256(text.as_bytes()))
+    }
+
+    /// A chain of the scripts; a key is the text of all that led to it.
+    fn chain(scripts: &[&str]) -> Chain {
+        let mut text = "base".to_owned();
+        let mut links = vec![Link {
+            title: "the first boot".into(),
+            ingredients: vec![("base image".into(), digest("base"))],
+            key: digest(&text),
+            networked: false,
+        }];
+        for (number, script) in scripts.iter().enumerate() {
+            text = format!("{text}/{script}");
+            links.push(Link {
+                title: format!("Shell #{}", number + 1),
+                ingredients: vec![("kind".into(), digest("Shell")), ("script".into(), digest(script))],
+                key: digest(&text),
+                networked: true,
+            });
+        }
+        Chain { links, image: digest(&format!("{text}/image")) }
+    }
+
+    const NOW: &str = "2026-01-02T12:00:00Z";
+
+    /// Kept `hours` ago, with every step of that time.
+    fn kept(id: &str, chain: &Chain, after: usize, hours: u64) -> CheckpointManifest {
+        let then = NOW.parse::<Timestamp>().unwrap() - jiff::SignedDuration::from_hours(hours as i64);
+        let file = |file: &str| StoredFile { file: file.into(), size: 1, extents: digest(file) };
+        let mark = |link: &Link| StepMark {
+            title: link.title.clone(),
+            inputs: link.ingredients.clone(),
+            key: link.key,
+            made_at: then.to_string(),
+            networked: link.networked,
+        };
+        CheckpointManifest {
+            format: 1,
+            id: id.into(),
+            kind: CheckpointKind::Checkpoint,
+            key: chain.links[after].key,
+            machine: MachineMark { digest: digest("machine"), lines: Vec::new() },
+            base: BaseMark { name: "b".into(), version: "1".into(), sha256: digest("base") },
+            parent: None,
+            disks: vec![file("disk0.qcow2")],
+            memory: Some(file("memory")),
+            more: Vec::new(),
+            steps: chain.links[..=after].iter().map(mark).collect(),
+            created_at: then.to_string(),
+            kiln_version: "0".into(),
+        }
+    }
+
+    fn ask(chain: &Chain, policy: &CachePolicy, shelf: &[CheckpointManifest]) -> Choice {
+        let machine = Some(digest("machine"));
+        choose(Asked { chain, policy, machine, now: NOW.parse().unwrap() }, shelf)
+    }
+
+    fn check(choice: &Choice, start: &Start, words: &[&str]) {
+        assert_eq!(&choice.start, start, "{choice:#?}");
+        let said = choice.said.join("\n");
+        for word in words {
+            assert!(said.contains(word), "{word:?} is not in:\n{said}");
+        }
+    }
+
+    #[test]
+    fn the_furthest_that_holds_is_taken_and_the_first_that_changed_is_named() {
+        let (was, now) = (chain(&["a", "b", "c"]), chain(&["a", "b", "C"]));
+        let shelf: Vec<_> = (0..=3).map(|after| kept(&format!("k{after}"), &was, after, 2)).collect();
+        let policy = CachePolicy::default();
+        let warm = |id: &str, after| Start::Warm { id: id.into(), after };
+        check(
+            &ask(&was, &policy, &shelf),
+            &warm("k3", 3),
+            &["customizers 1 to 3 are reused, up to Shell #3", "2 h ago"],
+        );
+        check(
+            &ask(&now, &policy, &shelf),
+            &warm("k2", 2),
+            &["customizers 1 to 2 are reused", "Shell #3 is run again: its script has changed"],
+        );
+        check(
+            &ask(&chain(&["a", "b", "c", "d"]), &policy, &shelf),
+            &warm("k3", 3),
+            &["Shell #4 is run again: nothing was kept of it yet"],
+        );
+        check(
+            &ask(&chain(&["x"]), &policy, &shelf),
+            &warm("k0", 0),
+            &["the booted machine", "its script has changed"],
+        );
+        check(&ask(&was, &policy, &[]), &Start::Base, &["nothing was kept of this base image yet"]);
+        let mut other_base = chain(&["a"]);
+        other_base.links[0] = Link {
+            key: digest("other"),
+            ingredients: vec![("base image".into(), digest("other"))],
+            ..other_base.links[0].clone()
+        };
+        check(
+            &ask(&other_base, &policy, &shelf),
+            &Start::Base,
+            &["nothing is reused: base image has changed"],
+        );
+    }
+
+    #[test]
+    fn a_finished_image_needs_no_guest() {
+        let chain = chain(&["a"]);
+        let policy = CachePolicy::default();
+        let image = |hours| CheckpointManifest {
+            kind: CheckpointKind::Image,
+            key: chain.image,
+            memory: None,
+            ..kept("image", &chain, 1, hours)
+        };
+        let shelf = [kept("k1", &chain, 1, 3), image(3)];
+        check(
+            &ask(&chain, &policy, &shelf),
+            &Start::Image { id: "image".into() },
+            &["no guest is started", "3 h ago"],
+        );
+        let shelf = [kept("k0", &chain, 0, 30), image(30)];
+        check(
+            &ask(&chain, &policy, &shelf),
+            &Start::Warm { id: "k0".into(), after: 0 },
+            &["Shell #1 is run again"],
+        );
+    }
+
+    #[test]
+    fn steps_that_used_the_network_grow_old_and_the_policy_decides() {
+        let chain = chain(&["a", "b"]);
+        let mut old = kept("k2", &chain, 2, 1);
+        old.steps[1].made_at = "2026-01-01T11:00:00Z".into();
+        let shelf = [kept("k0", &chain, 0, 400), kept("k1", &chain, 1, 25), old];
+        let warm = |id: &str, after| Start::Warm { id: id.into(), after };
+        check(
+            &ask(&chain, &CachePolicy::default(), &shelf),
+            &warm("k0", 0),
+            &["Shell #1 is run again: it is 25 h old, and good for 24 h"],
+        );
+        let longer = CachePolicy { max_age: 48 * 3600, ..CachePolicy::default() };
+        check(&ask(&chain, &longer, &shelf), &warm("k2", 2), &["customizers 1 to 2"]);
+        let with =
+            |position, step| CachePolicy { steps: BTreeMap::from([(position, step)]), ..longer.clone() };
+        let never = with(2, StepPolicy { cache: Some(Cache::Never), secret: false });
+        check(
+            &ask(&chain, &never, &shelf),
+            &warm("k1", 1),
+            &["Shell #2 is run each time, as the policy says"],
+        );
+        let secret = with(1, StepPolicy { cache: None, secret: true });
+        check(
+            &ask(&chain, &secret, &shelf),
+            &warm("k0", 0),
+            &["Shell #1 is run each time: the policy calls it secret"],
+        );
+        let hour = with(2, StepPolicy { cache: Some(Cache::For(1800)), secret: false });
+        check(&ask(&chain, &hour, &shelf), &warm("k1", 1), &["Shell #2 is run again: it is 60 min old"]);
+    }
+
+    #[test]
+    fn memory_of_another_machine_leaves_the_disk() {
+        let chain = chain(&["a"]);
+        let other = |after| CheckpointManifest {
+            machine: MachineMark { digest: digest("older QEMU"), lines: Vec::new() },
+            ..kept(&format!("k{after}"), &chain, after, 1)
+        };
+        let policy = CachePolicy::default();
+        check(
+            &ask(&chain, &policy, &[other(0), other(1)]),
+            &Start::Cold { id: "k1".into(), after: 1 },
+            &["is booted, as its memory is of another machine or QEMU"],
+        );
+        check(
+            &ask(&chain, &policy, &[other(0)]),
+            &Start::Base,
+            &["the memory of the booted machine is missing"],
+        );
+        let no_memory = CheckpointManifest { memory: None, ..kept("k1", &chain, 1, 1) };
+        check(
+            &ask(&chain, &policy, &[no_memory]),
+            &Start::Cold { id: "k1".into(), after: 1 },
+            &["as no memory was kept with it"],
+        );
+        // The newest that fits, not the newest.
+        let shelf = [kept("old", &chain, 1, 2), other(1)];
+        check(&ask(&chain, &policy, &shelf), &Start::Warm { id: "old".into(), after: 1 }, &[]);
+    }
+}

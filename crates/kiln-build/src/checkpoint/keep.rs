@@ -1,0 +1,270 @@
+//! Keeping the machine, and the finished image.
+//!
+//! ```text
+//!   guest: writes on the disk, timers held ─► drive emptied ─► freeze ─► linked ─► drive filled again, next step
+//!                                                                         └─► digests, published     in the background
+//! ```
+//! INVARIANT: what cannot be kept ends nothing but the keeping.
+
+use std::path::Path;
+use std::time::Duration;
+
+use kiln_host::extents::extent_digest;
+use kiln_library::{
+    CheckpointDraft, CheckpointKind, CheckpointManifest, Library, LibraryError, StepMark, StoredFile,
+};
+use kiln_model::Sha256;
+use kiln_qemu::disk::Overlay;
+use kiln_qemu::firmware::Firmware;
+use kiln_qemu::vm::FreezeTo;
+
+use super::lineage::{DISK, Keeping, Lineage, make_layer_folder};
+use crate::context::Run;
+use crate::error::{BuildError, sentence};
+use crate::generalize::Generalized;
+use crate::guest::LinuxGuest;
+use crate::journal::now;
+
+const MEMORY: &str = "memory";
+/// The UEFI variables of the machine.
+pub(crate) const UEFI_VARS: &str = "uefi-vars.fd";
+/// Room that keeping leaves, bytes: a build needs it more.
+const LEAST_ROOM: u64 = 4 << 30;
+
+/// What is on its way to the shelf.
+pub(super) type Publishing = tokio::task::JoinHandle<Result<(), String>>;
+
+impl Lineage {
+    /// The customizer at `link` (0: the first boot) is behind the machine.
+    pub fn passed(&mut self, link: usize) {
+        if let Some(keeping) = &mut self.keeping
+            && let Some(link) = keeping.chain.links.get(link)
+        {
+            keeping.steps.push(StepMark {
+                title: link.title.clone(),
+                inputs: link.ingredients.clone(),
+                key: link.key,
+                made_at: now(),
+                networked: link.networked,
+            });
+        }
+    }
+
+    /// Keeps the machine as it is after the customizer at `link` (0: after the first boot).
+    ///
+    /// # Errors
+    /// Those of the machine itself, and an end of the run. Everything else ends the keeping only.
+    pub async fn keep(&mut self, run: &Run, guest: &mut LinuxGuest, link: usize) -> Result<(), BuildError> {
+        let Some(keeping) = &mut self.keeping else { return Ok(()) };
+        let position = u32::try_from(link).unwrap_or(u32::MAX);
+        if !keeping.policy.keeps(position) {
+            let title = &keeping.chain.links[link].title;
+            run.journal.info(format!("nothing is kept from {title} on, as the policy says"));
+            self.stop(run).await;
+            return Ok(());
+        }
+        let need = (run.plan.machine.memory_mib << 20) + LEAST_ROOM;
+        if let Err(error) = kiln_host::space::ensure_room(run.workspace.folder(), need) {
+            run.journal.info(format!("no more checkpoints, for want of room: {error}"));
+            self.stop(run).await;
+            return Ok(());
+        }
+        let title = format!("keep the machine as it is after {}", keeping.chain.links[link].title);
+        let step = run.journal.step(format!("checkpoint/{link}"), title);
+        match keeping.freeze(run, guest, link).await {
+            Ok(pause) => {
+                step.succeed(format!("the guest stood still for {:.2} s", pause.as_secs_f64()));
+                Ok(())
+            }
+            Err(Trouble::Fatal(error)) => Err(error),
+            Err(Trouble::NotKept(why)) => {
+                step.succeed("not kept");
+                run.journal.warn(format!("no more checkpoints: {why}"));
+                self.stop(run).await;
+                Ok(())
+            }
+        }
+    }
+
+    /// Keeps the finished image, if all that led to it may be kept.
+    pub async fn keep_image(&mut self, run: &Run, image: &Generalized) {
+        let Some(mut keeping) = self.keeping.take() else { return };
+        settle(run, &mut keeping.publishing).await;
+        let last = keeping.chain.customizers();
+        if !keeping.policy.keeps(u32::try_from(last).unwrap_or(u32::MAX)) {
+            return;
+        }
+        let (key, limit) = (keeping.chain.image, keeping.size_limit);
+        let manifest = keeping.manifest(run, CheckpointKind::Image, key);
+        let kept = async {
+            let keys = keeping.key_bytes()?;
+            link(image.image.path(), &keeping.next.folder().join(DISK))?;
+            publish(keeping.next, manifest, false, Vec::new(), &keys).await
+        };
+        if let Err(why) = kept.await {
+            run.journal.warn(format!("the finished image is not kept for later runs: {why}"));
+        }
+        evict(run, limit);
+    }
+
+    /// Ends the keeping; what is on its way still arrives.
+    async fn stop(&mut self, run: &Run) {
+        if let Some(mut keeping) = self.keeping.take() {
+            settle(run, &mut keeping.publishing).await;
+        }
+    }
+}
+
+/// Why the machine was not kept.
+enum Trouble {
+    /// The run cannot go on.
+    Fatal(BuildError),
+    NotKept(String),
+}
+
+impl From<BuildError> for Trouble {
+    fn from(error: BuildError) -> Self {
+        Self::Fatal(error)
+    }
+}
+
+impl Keeping {
+    async fn freeze(
+        &mut self,
+        run: &Run,
+        guest: &mut LinuxGuest,
+        link_number: usize,
+    ) -> Result<Duration, Trouble> {
+        let asked = guest.vm.guard(&run.control, guest.guest.put_to_rest(&run.control)).await;
+        let renewable = asked
+            .map_err(BuildError::from)?
+            .map_err(|source| BuildError::Guest { act: "put the guest to rest", source: source.into() })?;
+        let not_kept = |error: BuildError| Trouble::NotKept(error.sentence());
+        let keys = self.key_bytes().map_err(Trouble::NotKept)?;
+        let upcoming = run.library.draft_checkpoint().map_err(|error| not_kept(error.into()))?;
+        let present = guest.vm.os_disk().map(|disk| (disk.path().to_owned(), disk.virtual_size()));
+        let (present, size) = present.ok_or_else(|| Trouble::NotKept("it has no disk".to_owned()))?;
+        let below = Path::new("..").join(self.next.id()).join(DISK);
+        let path = make_layer_folder(run, upcoming.id()).map_err(not_kept)?;
+        let layer = Overlay::above(run.qemu.img(), &below, size, path)
+            .map_err(|source| not_kept(BuildError::Disk { act: "create a layer", source }))?;
+        let memory = renewable.then(|| self.next.folder().join(MEMORY));
+        let mut copies = Vec::new();
+        if let Firmware::Uefi { vars, .. } = guest.vm.firmware() {
+            copies.push((vars.clone(), self.next.folder().join(UEFI_VARS)));
+        }
+        let more: Vec<&'static str> = if copies.is_empty() { Vec::new() } else { vec![UEFI_VARS] };
+
+        guest.vm.eject_medium(&run.control).await.map_err(BuildError::from)?;
+        let to = FreezeTo { layers: vec![layer], memory: memory.as_deref(), copies };
+        let frozen = guest.vm.freeze(to, &run.control).await;
+        guest.vm.insert_medium(&run.workspace.seed(), &run.control).await.map_err(BuildError::from)?;
+        let frozen = frozen.map_err(BuildError::from)?;
+        if let Some(why) = &frozen.no_memory {
+            run.journal.info(format!("only the disk is kept: {}", sentence(why)));
+        } else if !renewable {
+            run.journal.info(
+                "only the disk is kept: the guest has neither perl nor python3 to renew its randomness",
+            );
+        }
+        let with_memory = renewable && frozen.no_memory.is_none();
+        link(&present, &self.next.folder().join(DISK)).map_err(Trouble::NotKept)?;
+
+        let key = self.chain.links[link_number].key;
+        let manifest = self.manifest(run, CheckpointKind::Checkpoint, key);
+        let draft = std::mem::replace(&mut self.next, upcoming);
+        self.parent = Some(draft.id().to_owned());
+        // In their order: whoever is found on the shelf finds what it lies on.
+        settle(run, &mut self.publishing).await;
+        let (library, limit) = (run.library.clone(), self.size_limit);
+        self.publishing = Some(tokio::spawn(async move {
+            let published = publish(draft, manifest, with_memory, more, &keys).await;
+            evict_from(&library, limit);
+            published
+        }));
+        Ok(frozen.pause)
+    }
+
+    fn manifest(&self, run: &Run, kind: CheckpointKind, key: Sha256) -> CheckpointManifest {
+        CheckpointManifest {
+            format: kiln_library::CHECKPOINT_FORMAT,
+            id: self.next.id().to_owned(),
+            kind,
+            key,
+            machine: self.machine.clone(),
+            base: self.base.clone(),
+            parent: self.parent.clone(),
+            disks: Vec::new(),
+            memory: None,
+            more: Vec::new(),
+            steps: self.steps.clone(),
+            created_at: now(),
+            kiln_version: run.settings.kiln_version.clone(),
+        }
+    }
+
+    fn key_bytes(&self) -> Result<zeroize::Zeroizing<Vec<u8>>, String> {
+        let keys = self.keys.as_ref().ok_or("nobody has logged in")?;
+        keys.to_bytes().map_err(|error| error.to_string())
+    }
+}
+
+/// Waits for what is on its way to the shelf.
+async fn settle(run: &Run, publishing: &mut Option<Publishing>) {
+    let Some(publishing) = publishing.take() else { return };
+    let ended = publishing.await.unwrap_or_else(|error| Err(error.to_string()));
+    if let Err(why) = ended {
+        run.journal.warn(format!("a checkpoint was not kept: {why}"));
+    }
+}
+
+/// Takes the digests of a draft's files and puts it on the shelf.
+async fn publish(
+    draft: CheckpointDraft,
+    mut manifest: CheckpointManifest,
+    with_memory: bool,
+    more: Vec<&'static str>,
+    keys: &[u8],
+) -> Result<(), String> {
+    let folder = draft.folder().to_owned();
+    let hashed = tokio::task::spawn_blocking(move || -> std::io::Result<CheckpointManifest> {
+        manifest.disks = vec![stored(&folder, DISK)?];
+        if with_memory {
+            manifest.memory = Some(stored(&folder, MEMORY)?);
+        }
+        manifest.more = more.iter().map(|name| stored(&folder, name)).collect::<Result<_, _>>()?;
+        Ok(manifest)
+    });
+    let manifest = hashed.await.map_err(|error| error.to_string())?.map_err(|error| error.to_string())?;
+    draft.publish(manifest, keys).map(drop).map_err(|error| BuildError::from(error).sentence())
+}
+
+fn stored(folder: &Path, name: &str) -> std::io::Result<StoredFile> {
+    let path = folder.join(name);
+    Ok(StoredFile {
+        file: name.to_owned(),
+        size: path.metadata()?.len(),
+        extents: Sha256::from_bytes(extent_digest(&path, &|_| Ok(()))?),
+    })
+}
+
+fn link(from: &Path, to: &Path) -> Result<(), String> {
+    std::fs::hard_link(from, to).map_err(|error| format!("{} cannot be linked: {error}", from.display()))
+}
+
+fn evict(run: &Run, limit: u64) {
+    evict_from(&run.library, limit);
+}
+
+fn evict_from(library: &Library, limit: u64) {
+    match library.evict_checkpoints(limit) {
+        Ok(evicted) if evicted.ids.is_empty() => {}
+        Ok(evicted) => {
+            tracing::info!(count = evicted.ids.len(), bytes = evicted.bytes, "checkpoints were evicted");
+        }
+        Err(error) => {
+            let error: &LibraryError = &error;
+            tracing::warn!(error = error as &dyn std::error::Error, "checkpoints cannot be evicted");
+        }
+    }
+}

@@ -1,0 +1,51 @@
+//! Checkpoints: the machine as it is after the first boot and after each customizer, kept for runs to come.
+//!
+//! ```text
+//!   key      what led to each state, as a chain of digests                       pure
+//!   choose   how far along something that was kept still holds, and why not more  pure
+//!   lineage  the run's own: from what it began, what it keeps
+//!   keep     rest, freeze, link, and in the background digest and publish
+//! ```
+//! A machine's layers lie in the run's work folder, each in a folder of the name that it has on the shelf, too, and name
+//! each other by relative paths: the shelf gets further links to the same files, so a run needs nothing of the shelf once
+//! it has begun, and a shelf nothing of a run.
+//!
+//! ```text
+//!   work/layers/<id of k0>/disk0.qcow2 ◄─ ../<id of k0>/… ─ work/layers/<id of k1>/disk0.qcow2 ◄─ …
+//!          ║ one file, two links                ║
+//!   checkpoints/<id of k0>/{disk0.qcow2, memory, keys.json, checkpoint.json}
+//! ```
+//! INVARIANT: a checkpoint is used only if every byte that led to it is the same; the image always comes of a guest that
+//! was generalized live and shut down cleanly.
+//! How it fails: whatever cannot be kept is not kept, and whatever cannot be reused is done again, with a line that says
+//! so. Neither fails a run.
+
+mod choose;
+mod keep;
+pub mod key;
+mod keys;
+mod lineage;
+
+use jiff::Timestamp;
+use kiln_library::{Library, LibraryError};
+use kiln_model::Sha256;
+use kiln_model::plan::BuildPlan;
+use kiln_model::policy::CachePolicy;
+
+pub use choose::{Asked, Choice, Start, age, choose};
+pub(crate) use keep::UEFI_VARS;
+pub(crate) use keys::LineageKeys;
+pub(crate) use lineage::{Begin, Earlier, Lineage};
+
+/// What a run of this plan would reuse now, in words, and why not more. Whether a machine's memory fits is found out only
+/// when it is started.
+pub fn forecast(
+    plan: &BuildPlan,
+    inputs: &dyn Fn(u32) -> Option<Sha256>,
+    policy: &CachePolicy,
+    library: &Library,
+) -> Result<Choice, LibraryError> {
+    let chain = key::Chain::of(plan, inputs);
+    let shelf: Vec<_> = library.checkpoints()?.into_iter().map(|kept| kept.manifest).collect();
+    Ok(choose(Asked { chain: &chain, policy, machine: None, now: Timestamp::now() }, &shelf))
+}
