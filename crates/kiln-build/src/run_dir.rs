@@ -403,7 +403,24 @@ mod tests {
         let root = tempfile::tempdir().unwrap();
         let dir = RunDir::create(root.path(), &request.run_id).unwrap();
         dir.write_request(&request).unwrap();
-        expect![[""]].assert_eq(&std::fs::read_to_string(dir.request()).unwrap());
+        expect![[r#"
+            {
+              "format": 1,
+              "runId": "20260102T030405Z-hello-3f9a1c",
+              "outputDir": "/srv/images",
+              "keepOnError": false,
+              "library": "/srv/kiln/library",
+              "checkpoints": {
+                "reuse": true,
+                "keep": false,
+                "sizeLimit": 21474836480,
+                "policy": {
+                  "maxAge": 86400
+                }
+              }
+            }
+        "#]]
+        .assert_eq(&std::fs::read_to_string(dir.request()).unwrap());
         assert_eq!(dir.read_request().unwrap(), request);
     }
 

@@ -48,9 +48,12 @@ pub enum LibraryError {
         .path.display()
     )]
     Damaged { path: PathBuf, expected: Sha256, actual: Sha256 },
-    #[error("{} is not what was put there", .path.display())]
-    Torn { path: PathBuf },
-    #[error("stopped before the image was stored")]
+    #[error("the library has no checkpoint {id}")]
+    NoSuchCheckpoint { id: String },
+    /// Not what it was when it was published. Whoever meets it takes another checkpoint, or none.
+    #[error("{} of checkpoint {id} is damaged: {what}", .path.display())]
+    DamagedCheckpoint { id: String, path: PathBuf, what: String },
+    #[error("stopped before the library's work was done")]
     Interrupted(#[from] Interrupted),
 }
 

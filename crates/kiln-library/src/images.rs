@@ -20,7 +20,7 @@ use serde::{Deserialize, Serialize};
 
 use crate::background;
 use crate::hold::{Share, try_hold};
-use crate::library::read_record;
+use crate::library::{Making, read_record};
 use crate::{ImageProgress, Library, LibraryError};
 
 /// The newest format of `image.json` this build reads and the one it writes.
@@ -282,7 +282,7 @@ impl Library {
             }
             Err(error) => return Err(LibraryError::disk("hold", record)(error)),
         };
-        let aside = self.make_image_folder().map_err(LibraryError::disk("write", self.tmp()))?;
+        let aside = self.make_folder_aside(Making::Image).map_err(LibraryError::disk("write", self.tmp()))?;
         std::fs::rename(&dir, aside.path().join("removed")).map_err(LibraryError::disk("remove", &dir))?;
         let shelf = self.images_dir().join(&name);
         publish::sync_dir(&shelf).map_err(LibraryError::disk("sync", &shelf))?;

@@ -29,6 +29,7 @@ use tokio::sync::watch;
 use crate::background;
 use crate::fetch::open_regular;
 use crate::images::{PROVENANCE, check_name, check_version};
+use crate::library::Making;
 use crate::probe::{self, DiskProbe, Format, HEAD};
 use crate::{FetchError, ImageError, ImageOrigin, ImageRecord, Library, LibraryError};
 
@@ -223,8 +224,10 @@ impl Taking<'_> {
                 shape.virtual_size
             )));
         }
-        let folder =
-            self.library.make_image_folder().map_err(LibraryError::disk("write", self.library.tmp()))?;
+        let folder = self
+            .library
+            .make_folder_aside(Making::Image)
+            .map_err(LibraryError::disk("write", self.library.tmp()))?;
         let disk = folder.path().join(shape.kept.file_name());
         let moved = owner == Owner::Library && !shape.converted && shape.length == source.length;
         if !moved {

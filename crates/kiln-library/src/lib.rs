@@ -1,4 +1,4 @@
-//! The shelves: base images and input files, content-addressed.
+//! The shelves: base images and input files, content-addressed, and checkpoints.
 //!
 //! ```text
 //!   kiln images import FILE ─► import ─┐
@@ -6,6 +6,7 @@
 //!   kiln images pull NAME ─► pull ─┬───┘
 //!                                  │ fetch: one file from an unreliable world
 //!   a run's inputs ─────► inputs ──┴─────► inputs/sha256/<digest>     read-only, shared by all runs
+//!   a run's machine ────► checkpoints ───► checkpoints/<id>/          leased by the runs that go on from there
 //! ```
 //!
 //! | module      | owns                                                                              |
@@ -15,8 +16,8 @@
 //! | `import`    | a disk image on its way in; `probe` tells what it is                              |
 //! | `pull`      | an image of the catalog on its way here; `checksums` reads publishers' lists      |
 //! | `inputs`    | the files a template names                                                        |
-//! | `checkpoints` | machines as they were after a step of a build                                   |
 //! | `upload`    | such a file that is sent instead                                                   |
+//! | `checkpoints` | machines as they stood after a step: publishing, leases, verification, eviction  |
 //! | `fetch`     | HTTP: attempts, ranges, redirects, trust, proxies                                 |
 //! | `hold`      | locks on files and folders by name                                                |
 //!
@@ -39,8 +40,9 @@ mod pull;
 mod upload;
 
 pub use checkpoints::{
-    BaseMark, CHECKPOINT_FORMAT, CheckpointDraft, CheckpointKind, CheckpointLease, CheckpointManifest,
-    Evicted, MachineMark, Removed, ShelvedCheckpoint, StepMark, StoredFile, Verify,
+    BaseMark, CHECKPOINT_FORMAT, ChainLink, CheckpointDraft, CheckpointKind, CheckpointLease,
+    CheckpointShelf, Evicted, MachineMark, Manifest, Removed, ShelvedCheckpoint, StepInput, StepMark,
+    StoredFile, Verify,
 };
 pub use error::{FetchError, ImageError, InputError, LibraryError, UploadError};
 pub use fetch::policy::AddressPolicy;

@@ -9,18 +9,20 @@
 //!      read.json                      when the disk was last read in full, and what it looked like
 //!      provenance.json                of images made by a recipe
 //!    inputs/sha256/<digest>           files that templates name
-//!    checkpoints/<id>/                machines as they were after a step of a build; private
+//!    checkpoints/<id>/                machines as they stood after a step; see `checkpoints`
 //!    tmp/                             what is being made; held by its maker
 //!      fetch-<key>.part, .note        a transfer; stays when its process dies, and is gone on with
 //!      once-<random>.part             a transfer nobody can go on with
-//!      image-<random>/                an image or a checkpoint on its way in or out
+//!      image-<random>/                an image on its way in or out
+//!      checkpoint-<id>/               a checkpoint on its way in
+//!      removed-<random>/              checkpoints on their way out
 //! ```
 //!
 //! INVARIANT: what appears on a shelf appears complete or not at all: it is written in `tmp`, synced, and renamed.
 //! All of it lies in one file system. Whoever is killed leaves things in `tmp` only; they are not held any more, and
 //! [`Library::open`] sweeps them: at once, but transfers that can be gone on with after [`KEEP_PARTS`].
 //!
-//! `inputs` and `tmp` are closed to other users: inputs may be secret.
+//! `inputs`, `checkpoints` and `tmp` are closed to other users: inputs may be secret, and so is the memory of a machine.
 
 use std::fs::{DirBuilder, File};
 use std::io::{self, Read as _};
@@ -40,7 +42,7 @@ pub const LIBRARY_FORMAT: u32 = 1;
 const KEEP_PARTS: Duration = Duration::from_secs(7 * 24 * 3600);
 
 /// Records are small; a larger file is none.
-const LARGEST_RECORD: u64 = 1 << 20;
+pub(crate) const LARGEST_RECORD: u64 = 1 << 20;
 
 /// A library on this host's disk. Cheap to clone; threads and processes may share one.
 #[derive(Debug, Clone)]
@@ -89,18 +91,25 @@ impl Library {
         self.root.join("inputs").join("sha256")
     }
 
+    pub(crate) fn checkpoints_dir(&self) -> PathBuf {
+        self.root.join("checkpoints")
+    }
+
     pub(crate) fn tmp(&self) -> PathBuf {
         self.root.join("tmp")
     }
 
-    /// A folder in `tmp` of our own.
-    pub(crate) fn make_image_folder(&self) -> io::Result<ImageFolder> {
+    /// A folder in `tmp` of our own, mode 0700.
+    pub(crate) fn make_folder_aside(&self, making: Making) -> io::Result<FolderAside> {
         loop {
-            let path =
-                tempfile::Builder::new().prefix("image-").rand_bytes(12).tempdir_in(self.tmp())?.keep();
+            let path = tempfile::Builder::new()
+                .prefix(making.prefix())
+                .rand_bytes(12)
+                .tempdir_in(self.tmp())?
+                .keep();
             // A sweeper may have found it before it was held: then it is gone, or will be.
             match try_hold(&path, Share::Alone) {
-                Ok(Some(held)) => return Ok(ImageFolder { path, _held: held }),
+                Ok(Some(held)) => return Ok(FolderAside { path, _held: held }),
                 Ok(None) => {}
                 Err(error) if error.kind() == io::ErrorKind::NotFound => {}
                 Err(error) => return Err(error),
@@ -127,20 +136,41 @@ impl Library {
     }
 }
 
+/// What a folder in `tmp` is for. Its name says so, and [`Library::open`] sweeps folders of these names only.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(crate) enum Making {
+    Image,
+    Checkpoint,
+    /// A place for checkpoints that leave the shelf.
+    Removed,
+}
+
+impl Making {
+    const ALL: [Self; 3] = [Self::Image, Self::Checkpoint, Self::Removed];
+
+    pub const fn prefix(self) -> &'static str {
+        match self {
+            Self::Image => "image-",
+            Self::Checkpoint => "checkpoint-",
+            Self::Removed => "removed-",
+        }
+    }
+}
+
 /// A folder in `tmp`, held while it lives and removed with what is left in it.
 #[derive(Debug)]
-pub(crate) struct ImageFolder {
+pub(crate) struct FolderAside {
     path: PathBuf,
     _held: File,
 }
 
-impl ImageFolder {
+impl FolderAside {
     pub fn path(&self) -> &Path {
         &self.path
     }
 }
 
-impl Drop for ImageFolder {
+impl Drop for FolderAside {
     fn drop(&mut self) {
         // On the shelf now, or never to be. What cannot be removed here is swept later.
         let _ = std::fs::remove_dir_all(&self.path);
@@ -162,7 +192,8 @@ fn sweep_entry(path: &Path) -> io::Result<()> {
         if name.starts_with("fetch-") && !old(path)? {
             return Ok(());
         }
-        let ours = ["fetch-", "once-", "image-"].iter().any(|prefix| name.starts_with(prefix));
+        let mut prefixes = ["fetch-", "once-"].into_iter().chain(Making::ALL.map(Making::prefix));
+        let ours = prefixes.any(|prefix| name.starts_with(prefix));
         if !ours || try_hold(path, Share::Alone)?.is_none() {
             return Ok(());
         }
@@ -245,10 +276,14 @@ mod tests {
         let dir = tempfile::tempdir().unwrap();
         let library = Library::open(dir.path()).unwrap();
         let tmp = library.tmp();
-        let living = library.make_image_folder().unwrap();
+        let living = library.make_folder_aside(Making::Image).unwrap();
         std::fs::write(living.path().join("disk.qcow2"), "half").unwrap();
         std::fs::create_dir(tmp.join("image-dead")).unwrap();
         std::fs::write(tmp.join("image-dead/disk.qcow2"), "half").unwrap();
+        for dead in ["checkpoint-dead", "removed-dead/one"] {
+            std::fs::create_dir_all(tmp.join(dead)).unwrap();
+            std::fs::write(tmp.join(dead).join("memory"), "half").unwrap();
+        }
         std::fs::write(tmp.join("once-dead.part"), "half").unwrap();
         std::fs::write(tmp.join("fetch-young.part"), "half").unwrap();
         let old = File::create(tmp.join("fetch-old.part")).unwrap();

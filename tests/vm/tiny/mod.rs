@@ -1,6 +1,7 @@
 //! Every way a build can end, with a guest that is up in seconds.
 
 mod builds;
+mod checkpoints;
 mod daemon;
 mod faults;
 mod host;

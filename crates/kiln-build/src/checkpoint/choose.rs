@@ -8,7 +8,7 @@
 //! is booted. What is reused is always said, and so is why it is not more.
 
 use jiff::Timestamp;
-use kiln_library::{CheckpointKind, CheckpointManifest};
+use kiln_library::{CheckpointKind, Manifest, StepInput};
 use kiln_model::Sha256;
 use kiln_model::policy::{Cache, CachePolicy};
 
@@ -39,6 +39,8 @@ pub struct Choice {
 #[derive(Debug, Clone, Copy)]
 pub struct Asked<'a> {
     pub chain: &'a Chain,
+    /// The base image's name.
+    pub base: &'a str,
     pub policy: &'a CachePolicy,
     /// The portrait of the machine that memory must fit; none: not known yet, so any memory counts.
     pub machine: Option<Sha256>,
@@ -46,7 +48,7 @@ pub struct Asked<'a> {
 }
 
 /// Chooses among what was kept; newest first.
-pub fn choose(asked: Asked<'_>, shelf: &[CheckpointManifest]) -> Choice {
+pub fn choose(asked: Asked<'_>, shelf: &[Manifest]) -> Choice {
     let chain = asked.chain;
     let last = chain.customizers();
     let of_image = shelf.iter().filter(|kept| kept.kind == CheckpointKind::Image && kept.key == chain.image);
@@ -96,7 +98,7 @@ enum Not {
 
 impl Asked<'_> {
     /// Of the state after `after` customizers, newest first.
-    fn kept_at<'a>(&self, after: usize, shelf: &'a [CheckpointManifest]) -> Vec<&'a CheckpointManifest> {
+    fn kept_at<'a>(&self, after: usize, shelf: &'a [Manifest]) -> Vec<&'a Manifest> {
         let key = self.chain.links[after].key;
         let mut kept: Vec<_> =
             shelf.iter().filter(|kept| kept.kind == CheckpointKind::Checkpoint && kept.key == key).collect();
@@ -104,7 +106,7 @@ impl Asked<'_> {
         kept
     }
 
-    fn holds(&self, kept: &CheckpointManifest, after: usize) -> Result<(), Not> {
+    fn holds(&self, kept: &Manifest, after: usize) -> Result<(), Not> {
         for link in 1..=after {
             let position = u32::try_from(link).unwrap_or(u32::MAX);
             if let Some(step) = self.policy.steps.get(&position) {
@@ -127,7 +129,7 @@ impl Asked<'_> {
         Ok(())
     }
 
-    fn memory_fits(&self, kept: &CheckpointManifest) -> bool {
+    fn memory_fits(&self, kept: &Manifest) -> bool {
         kept.memory.is_some() && self.machine.is_none_or(|machine| machine == kept.machine.digest)
     }
 
@@ -137,7 +139,7 @@ impl Asked<'_> {
         u64::try_from(self.now.as_second().saturating_sub(then.as_second())).unwrap_or(0)
     }
 
-    fn reused(&self, start: &Start, kept: &CheckpointManifest, after: usize) -> String {
+    fn reused(&self, start: &Start, kept: &Manifest, after: usize) -> String {
         let what = match after {
             0 => "the booted machine is reused".to_owned(),
             1 => format!("{} is reused", self.chain.links[1].title),
@@ -156,7 +158,7 @@ impl Asked<'_> {
     }
 
     /// Why the state of this link is not among what is reused.
-    fn missed(&self, link: usize, shelf: &[CheckpointManifest]) -> String {
+    fn missed(&self, link: usize, shelf: &[Manifest]) -> String {
         let title = &self.chain.links[link].title;
         let again = |why: String| format!("{title} is run again: {why}");
         if let Some(kept) = self.kept_at(link, shelf).first() {
@@ -202,30 +204,27 @@ impl Asked<'_> {
     }
 
     /// The newest that is the same up to this link, and goes on otherwise.
-    fn relative<'a>(&self, link: usize, shelf: &'a [CheckpointManifest]) -> Option<&'a CheckpointManifest> {
-        let alike = |kept: &&CheckpointManifest| match link.checked_sub(1) {
+    fn relative<'a>(&self, link: usize, shelf: &'a [Manifest]) -> Option<&'a Manifest> {
+        let alike = |kept: &&Manifest| match link.checked_sub(1) {
             Some(before) => kept.steps.len() > link && kept.steps[before].key == self.chain.links[before].key,
-            None => !kept.steps.is_empty(),
+            None => !kept.steps.is_empty() && kept.base.name == self.base,
         };
         shelf.iter().filter(alike).max_by_key(|kept| newest(kept))
     }
 
-    fn changed(&self, link: usize, other: &CheckpointManifest) -> Vec<String> {
+    fn changed(&self, link: usize, other: &Manifest) -> Vec<String> {
         let (now, then) = (&self.chain.links[link].ingredients, &other.steps[link].inputs);
         // Another kind of customizer has other parts; the kind says it all.
-        let kind = |parts: &[(String, Sha256)]| parts.iter().find(|(what, _)| what == "kind").cloned();
+        let kind = |parts: &[StepInput]| parts.iter().find(|part| part.what == "kind").cloned();
         if kind(now) != kind(then) {
             return vec!["kind".to_owned()];
         }
-        now.iter()
-            .filter(|(what, digest)| !then.iter().any(|(other, its)| other == what && its == digest))
-            .map(|(what, _)| what.clone())
-            .collect()
+        now.iter().filter(|part| !then.contains(part)).map(|part| part.what.clone()).collect()
     }
 }
 
 /// By the time it was made; texts of one form sort like the times they are.
-fn newest(kept: &CheckpointManifest) -> (&str, &str) {
+fn newest(kept: &Manifest) -> (&str, &str) {
     (&kept.created_at, &kept.id)
 }
 
@@ -253,12 +252,16 @@ mod tests {
         Sha256::from_bytes(kiln_host::digest::sha256(text.as_bytes()))
     }
 
+    fn part(what: &str, value: &str) -> StepInput {
+        StepInput { what: what.into(), sha256: digest(value) }
+    }
+
     /// A chain of the scripts; a key is the text of all that led to it.
     fn chain(scripts: &[&str]) -> Chain {
         let mut text = "base".to_owned();
         let mut links = vec![Link {
             title: "the first boot".into(),
-            ingredients: vec![("base image".into(), digest("base"))],
+            ingredients: vec![part("base image", "base")],
             key: digest(&text),
             networked: false,
         }];
@@ -266,7 +269,7 @@ mod tests {
             text = format!("{text}/{script}");
             links.push(Link {
                 title: format!("Shell #{}", number + 1),
-                ingredients: vec![("kind".into(), digest("Shell")), ("script".into(), digest(script))],
+                ingredients: vec![part("kind", "Shell"), part("script", script)],
                 key: digest(&text),
                 networked: true,
             });
@@ -277,7 +280,7 @@ mod tests {
     const NOW: &str = "2026-01-02T12:00:00Z";
 
     /// Kept `hours` ago, with every step of that time.
-    fn kept(id: &str, chain: &Chain, after: usize, hours: u64) -> CheckpointManifest {
+    fn kept(id: &str, chain: &Chain, after: usize, hours: u64) -> Manifest {
         let then = NOW.parse::<Timestamp>().unwrap() - jiff::SignedDuration::from_hours(hours as i64);
         let file = |file: &str| StoredFile { file: file.into(), size: 1, extents: digest(file) };
         let mark = |link: &Link| StepMark {
@@ -287,7 +290,7 @@ mod tests {
             made_at: then.to_string(),
             networked: link.networked,
         };
-        CheckpointManifest {
+        Manifest {
             format: 1,
             id: id.into(),
             kind: CheckpointKind::Checkpoint,
@@ -304,9 +307,9 @@ mod tests {
         }
     }
 
-    fn ask(chain: &Chain, policy: &CachePolicy, shelf: &[CheckpointManifest]) -> Choice {
+    fn ask(chain: &Chain, policy: &CachePolicy, shelf: &[Manifest]) -> Choice {
         let machine = Some(digest("machine"));
-        choose(Asked { chain, policy, machine, now: NOW.parse().unwrap() }, shelf)
+        choose(Asked { chain, base: "b", policy, machine, now: NOW.parse().unwrap() }, shelf)
     }
 
     fn check(choice: &Choice, start: &Start, words: &[&str]) {
@@ -344,10 +347,10 @@ mod tests {
             &["the booted machine", "its script has changed"],
         );
         check(&ask(&was, &policy, &[]), &Start::Base, &["nothing was kept of this base image yet"]);
-        let mut other_base = chain(&["a"]);
+        let mut other_base = chain(&[]);
         other_base.links[0] = Link {
             key: digest("other"),
-            ingredients: vec![("base image".into(), digest("other"))],
+            ingredients: vec![part("base image", "other")],
             ..other_base.links[0].clone()
         };
         check(
@@ -361,7 +364,7 @@ mod tests {
     fn a_finished_image_needs_no_guest() {
         let chain = chain(&["a"]);
         let policy = CachePolicy::default();
-        let image = |hours| CheckpointManifest {
+        let image = |hours| Manifest {
             kind: CheckpointKind::Image,
             key: chain.image,
             memory: None,
@@ -416,7 +419,7 @@ mod tests {
     #[test]
     fn memory_of_another_machine_leaves_the_disk() {
         let chain = chain(&["a"]);
-        let other = |after| CheckpointManifest {
+        let other = |after| Manifest {
             machine: MachineMark { digest: digest("older QEMU"), lines: Vec::new() },
             ..kept(&format!("k{after}"), &chain, after, 1)
         };
@@ -431,7 +434,7 @@ mod tests {
             &Start::Base,
             &["the memory of the booted machine is missing"],
         );
-        let no_memory = CheckpointManifest { memory: None, ..kept("k1", &chain, 1, 1) };
+        let no_memory = Manifest { memory: None, ..kept("k1", &chain, 1, 1) };
         check(
             &ask(&chain, &policy, &[no_memory]),
             &Start::Cold { id: "k1".into(), after: 1 },

@@ -11,7 +11,7 @@ use std::time::Duration;
 
 use kiln_host::extents::extent_digest;
 use kiln_library::{
-    CheckpointDraft, CheckpointKind, CheckpointManifest, Library, LibraryError, StepMark, StoredFile,
+    CheckpointDraft, CheckpointKind, CheckpointLease, Library, LibraryError, Manifest, StepMark, StoredFile,
 };
 use kiln_model::Sha256;
 use kiln_qemu::disk::Overlay;
@@ -32,7 +32,7 @@ pub(crate) const UEFI_VARS: &str = "uefi-vars.fd";
 const LEAST_ROOM: u64 = 4 << 30;
 
 /// What is on its way to the shelf.
-pub(super) type Publishing = tokio::task::JoinHandle<Result<(), String>>;
+pub(super) type Publishing = tokio::task::JoinHandle<Result<CheckpointLease, String>>;
 
 impl Lineage {
     /// The customizer at `link` (0: the first boot) is behind the machine.
@@ -89,7 +89,7 @@ impl Lineage {
     /// Keeps the finished image, if all that led to it may be kept.
     pub async fn keep_image(&mut self, run: &Run, image: &Generalized) {
         let Some(mut keeping) = self.keeping.take() else { return };
-        settle(run, &mut keeping.publishing).await;
+        keeping.settle(run).await;
         let last = keeping.chain.customizers();
         if !keeping.policy.keeps(u32::try_from(last).unwrap_or(u32::MAX)) {
             return;
@@ -110,7 +110,7 @@ impl Lineage {
     /// Ends the keeping; what is on its way still arrives.
     async fn stop(&mut self, run: &Run) {
         if let Some(mut keeping) = self.keeping.take() {
-            settle(run, &mut keeping.publishing).await;
+            keeping.settle(run).await;
         }
     }
 }
@@ -175,7 +175,7 @@ impl Keeping {
         let draft = std::mem::replace(&mut self.next, upcoming);
         self.parent = Some(draft.id().to_owned());
         // In their order: whoever is found on the shelf finds what it lies on.
-        settle(run, &mut self.publishing).await;
+        self.settle(run).await;
         let (library, limit) = (run.library.clone(), self.size_limit);
         self.publishing = Some(tokio::spawn(async move {
             let published = publish(draft, manifest, with_memory, more, &keys).await;
@@ -185,8 +185,17 @@ impl Keeping {
         Ok(frozen.pause)
     }
 
-    fn manifest(&self, run: &Run, kind: CheckpointKind, key: Sha256) -> CheckpointManifest {
-        CheckpointManifest {
+    /// Waits for what is on its way to the shelf.
+    async fn settle(&mut self, run: &Run) {
+        let Some(publishing) = self.publishing.take() else { return };
+        match publishing.await.unwrap_or_else(|error| Err(error.to_string())) {
+            Ok(lease) => self.last = Some(lease),
+            Err(why) => run.journal.warn(format!("a checkpoint was not kept: {why}")),
+        }
+    }
+
+    fn manifest(&self, run: &Run, kind: CheckpointKind, key: Sha256) -> Manifest {
+        Manifest {
             format: kiln_library::CHECKPOINT_FORMAT,
             id: self.next.id().to_owned(),
             kind,
@@ -209,25 +218,16 @@ impl Keeping {
     }
 }
 
-/// Waits for what is on its way to the shelf.
-async fn settle(run: &Run, publishing: &mut Option<Publishing>) {
-    let Some(publishing) = publishing.take() else { return };
-    let ended = publishing.await.unwrap_or_else(|error| Err(error.to_string()));
-    if let Err(why) = ended {
-        run.journal.warn(format!("a checkpoint was not kept: {why}"));
-    }
-}
-
 /// Takes the digests of a draft's files and puts it on the shelf.
 async fn publish(
     draft: CheckpointDraft,
-    mut manifest: CheckpointManifest,
+    mut manifest: Manifest,
     with_memory: bool,
     more: Vec<&'static str>,
     keys: &[u8],
-) -> Result<(), String> {
+) -> Result<CheckpointLease, String> {
     let folder = draft.folder().to_owned();
-    let hashed = tokio::task::spawn_blocking(move || -> std::io::Result<CheckpointManifest> {
+    let hashed = tokio::task::spawn_blocking(move || -> std::io::Result<Manifest> {
         manifest.disks = vec![stored(&folder, DISK)?];
         if with_memory {
             manifest.memory = Some(stored(&folder, MEMORY)?);
@@ -236,7 +236,7 @@ async fn publish(
         Ok(manifest)
     });
     let manifest = hashed.await.map_err(|error| error.to_string())?.map_err(|error| error.to_string())?;
-    draft.publish(manifest, keys).map(drop).map_err(|error| BuildError::from(error).sentence())
+    draft.publish(manifest, keys).map_err(|error| BuildError::from(error).sentence())
 }
 
 fn stored(folder: &Path, name: &str) -> std::io::Result<StoredFile> {

@@ -8,6 +8,7 @@
 //! QEMU, a memory file does not (see [`kiln_qemu::portrait`]).
 
 use kiln_host::digest::sha256;
+use kiln_library::StepInput;
 use kiln_model::Sha256;
 use kiln_model::plan::{BuildPlan, Customizer, CustomizerAction, Script};
 
@@ -17,15 +18,12 @@ use crate::seed;
 /// Raised when what Kiln does around customizers leaves something else in the guest.
 const REVISION: &str = "1";
 
-/// A part of what led to a state, by its name for people.
-pub type Ingredient = (String, Sha256);
-
 /// One link of the chain.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct Link {
     /// Where the state comes from: `the first boot`, `Shell "install"`.
     pub title: String,
-    pub ingredients: Vec<Ingredient>,
+    pub ingredients: Vec<StepInput>,
     pub key: Sha256,
     /// It may have taken something from the network, which no key has.
     pub networked: bool,
@@ -83,12 +81,12 @@ impl Chain {
     }
 }
 
-fn ingredients(customizer: &Customizer, inputs: &dyn Fn(u32) -> Option<Sha256>) -> Vec<Ingredient> {
+fn ingredients(customizer: &Customizer, inputs: &dyn Fn(u32) -> Option<Sha256>) -> Vec<StepInput> {
     // Every input was fetched; one that was not has no machine to run in.
     let fetched = || inputs(customizer.position).unwrap_or(Sha256::from_bytes([0; 32]));
     let script = |script: &Script| match script {
         Script::Inline(lines) => text("script", &lines.join("\n")),
-        Script::Fetched(_) => ("script".to_owned(), fetched()),
+        Script::Fetched(_) => StepInput { what: "script".to_owned(), sha256: fetched() },
     };
     // A fetched script of the same text runs otherwise than an inline one.
     let way = |script: &Script| match script {
@@ -107,7 +105,7 @@ fn ingredients(customizer: &Customizer, inputs: &dyn Fn(u32) -> Option<Sha256>) 
             let name = if destination.ends_with('/') { source.location.file_name() } else { String::new() };
             vec![
                 kind(""),
-                ("file".to_owned(), fetched()),
+                StepInput { what: "file".to_owned(), sha256: fetched() },
                 text("destination", &format!("{destination}{name}")),
             ]
         }
@@ -120,17 +118,17 @@ fn ingredients(customizer: &Customizer, inputs: &dyn Fn(u32) -> Option<Sha256>) 
     }
 }
 
-fn text(what: &str, value: &str) -> Ingredient {
-    (what.to_owned(), Sha256::from_bytes(sha256(value.as_bytes())))
+fn text(what: &str, value: &str) -> StepInput {
+    StepInput { what: what.to_owned(), sha256: Sha256::from_bytes(sha256(value.as_bytes())) }
 }
 
-fn key(before: Option<Sha256>, ingredients: &[Ingredient]) -> Sha256 {
+fn key(before: Option<Sha256>, ingredients: &[StepInput]) -> Sha256 {
     let mut bytes = b"kiln-checkpoint-1\n".to_vec();
     bytes.extend(before.map_or([0; 32], |key| *key.as_bytes()));
-    for (what, digest) in ingredients {
-        bytes.extend(what.as_bytes());
+    for part in ingredients {
+        bytes.extend(part.what.as_bytes());
         bytes.push(0);
-        bytes.extend(digest.as_bytes());
+        bytes.extend(part.sha256.as_bytes());
     }
     Sha256::from_bytes(sha256(&bytes))
 }

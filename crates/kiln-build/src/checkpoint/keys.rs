@@ -63,7 +63,11 @@ impl LineageKeys {
             return Err("its keys are of a newer kiln".to_owned());
         }
         let key = |text: &str| KeyPair::from_private_openssh(text).map_err(|error| error.to_string());
-        Ok(Self { instance_id: written.instance_id.clone(), login: key(&written.login)?, host: key(&written.host)? })
+        Ok(Self {
+            instance_id: written.instance_id.clone(),
+            login: key(&written.login)?,
+            host: key(&written.host)?,
+        })
     }
 }
 

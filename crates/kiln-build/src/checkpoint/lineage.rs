@@ -4,9 +4,7 @@ use std::io;
 use std::path::{Path, PathBuf};
 
 use jiff::Timestamp;
-use kiln_library::{
-    BaseMark, CheckpointDraft, CheckpointLease, CheckpointManifest, MachineMark, StepMark, Verify,
-};
+use kiln_library::{BaseMark, CheckpointDraft, CheckpointLease, MachineMark, Manifest, StepMark, Verify};
 use kiln_model::Sha256;
 use kiln_model::catalog::Login;
 use kiln_model::policy::CachePolicy;
@@ -54,7 +52,7 @@ pub(crate) struct Earlier {
 }
 
 impl Earlier {
-    pub fn manifest(&self) -> &CheckpointManifest {
+    pub fn manifest(&self) -> &Manifest {
         self.lease.manifest()
     }
 
@@ -94,6 +92,8 @@ pub(crate) struct Keeping {
     pub(super) next: CheckpointDraft,
     pub(super) keys: Option<LineageKeys>,
     pub(super) publishing: Option<Publishing>,
+    /// What was published last: it stays while something is to lie on it.
+    pub(super) last: Option<CheckpointLease>,
 }
 
 impl Lineage {
@@ -109,7 +109,7 @@ impl Lineage {
             run.journal.info("nothing is kept and nothing reused: that is for Linux guests, up to now");
             return Ok(Self::none());
         }
-        let shelf = run.library.checkpoints_dir();
+        let shelf = run.library.root().to_owned();
         match one_file_system(run.workspace.folder(), &shelf) {
             Ok(true) => {}
             Ok(false) => {
@@ -223,6 +223,7 @@ impl Keeping {
             next: run.library.draft_checkpoint()?,
             keys: None,
             publishing: None,
+            last: None,
         })
     }
 }
@@ -234,11 +235,15 @@ async fn reuse(
     chain: &Chain,
     machine: &MachineMark,
 ) -> Result<Begin, BuildError> {
-    let mut shelf: Vec<CheckpointManifest> =
-        run.library.checkpoints()?.into_iter().map(|kept| kept.manifest).collect();
+    let mut shelf: Vec<Manifest> = run.library.checkpoints()?.into_iter().map(|kept| kept.manifest).collect();
     loop {
-        let asked =
-            Asked { chain, policy: &wishes.policy, machine: Some(machine.digest), now: Timestamp::now() };
+        let asked = Asked {
+            chain,
+            base: &run.plan.source.name,
+            policy: &wishes.policy,
+            machine: Some(machine.digest),
+            now: Timestamp::now(),
+        };
         let choice = choose(asked, &shelf);
         let (Start::Image { id } | Start::Warm { id, .. } | Start::Cold { id, .. }) = &choice.start else {
             say(run, &choice.said);
@@ -276,7 +281,7 @@ async fn reuse(
 fn say(run: &Run, said: &[String]) {
     for line in said {
         run.journal.info(line.clone());
-        run.log.say(line);
+        run.log.telemetry(line);
     }
 }
 
@@ -287,11 +292,11 @@ async fn take(run: &Run, id: &str, whole: Verify, after: usize) -> Result<Earlie
     run.library.verify_checkpoint(&lease, whole, &run.control).await?;
     let keys = lease.keys()?;
     let keys = LineageKeys::from_bytes(&keys).map_err(|detail| BuildError::Checkpoint { detail })?;
-    for manifest in lease.chain() {
-        let folder = run.workspace.layer(&manifest.id);
+    for link in lease.chain() {
+        let folder = run.workspace.layer(&link.manifest().id);
         make_folder(&folder)?;
-        for disk in &manifest.disks {
-            let from = run.library.checkpoints_dir().join(&manifest.id).join(&disk.file);
+        for disk in &link.manifest().disks {
+            let from = link.path_of(disk);
             let to = folder.join(&disk.file);
             match std::fs::hard_link(&from, &to) {
                 Err(error) if error.kind() == io::ErrorKind::AlreadyExists => {}

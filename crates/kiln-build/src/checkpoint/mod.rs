@@ -47,5 +47,8 @@ pub fn forecast(
 ) -> Result<Choice, LibraryError> {
     let chain = key::Chain::of(plan, inputs);
     let shelf: Vec<_> = library.checkpoints()?.into_iter().map(|kept| kept.manifest).collect();
-    Ok(choose(Asked { chain: &chain, policy, machine: None, now: Timestamp::now() }, &shelf))
+    Ok(choose(
+        Asked { chain: &chain, base: &plan.source.name, policy, machine: None, now: Timestamp::now() },
+        &shelf,
+    ))
 }

@@ -1,315 +1,237 @@
-//! What lies on the shelf of checkpoints: listing, leasing, verifying, removing.
+//! What there is: the shelf, read once.
+//!
+//! A manifest never changes, so whoever has many questions reads them all and looks the answers up in a
+//! [`CheckpointShelf`]. What is listed may be gone when it is wanted: only a lease keeps it.
 
-use std::collections::{HashMap, HashSet};
-use std::fs::File;
+use std::cmp::Reverse;
+use std::collections::{BTreeMap, BTreeSet};
+use std::fs::{File, TryLockError};
 use std::io;
 use std::os::unix::fs::MetadataExt as _;
-use std::path::Path;
+use std::path::{Path, PathBuf};
 use std::time::SystemTime;
 
-use kiln_host::extents::extent_digest;
-use kiln_host::publish;
-use kiln_host::wait::Control;
 use kiln_model::Sha256;
+use serde::Deserialize;
 
-use super::{CHECKPOINT_FORMAT, CheckpointKind, CheckpointLease, CheckpointManifest, MANIFEST, check};
-use crate::hold::{Share, try_hold};
+use super::manifest::{Manifest, read_manifest};
+use super::{KEYS, MANIFEST, is_gone, is_id};
 use crate::library::read_record;
 use crate::{Library, LibraryError};
 
-/// Longer chains are none: a template has fewer customizers.
-const LONGEST_CHAIN: usize = 10_000;
+/// `st_blocks` counts these, whatever the file system's own are: stat(3type).
+const BLOCK: u64 = 512;
 
-/// A checkpoint as it lies there.
+/// A checkpoint on the shelf, as it was found.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct ShelvedCheckpoint {
-    pub manifest: CheckpointManifest,
-    /// Allocated on the disk; what it shares with others it has, too.
+    pub manifest: Manifest,
+    /// What its files take, holes not counted; without its ancestors.
     pub bytes_on_disk: u64,
+    /// When it, or one that lies on it, was last leased or published.
     pub last_used: SystemTime,
+    /// Whether somebody leases it, or one that lies on it. It may look so while another process asks the same.
     pub in_use: bool,
 }
 
-/// How much of a checkpoint is looked at.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub enum Verify {
-    /// Its disks, and those that they lie on.
-    DisksOnly,
-    /// Its memory, too.
-    All,
+/// What [`Library::checkpoints`] found, to look things up in.
+#[derive(Debug, Clone, Default)]
+pub struct CheckpointShelf {
+    /// Newest first.
+    found: Vec<ShelvedCheckpoint>,
+    by_key: BTreeMap<Sha256, Vec<usize>>,
+    by_id: BTreeMap<String, usize>,
 }
 
-/// What became of a checkpoint that was to go.
-#[derive(Debug, Clone, PartialEq, Eq)]
-pub enum Removed {
-    /// With all that lay on it.
-    Gone { ids: Vec<String>, bytes: u64 },
-    /// It, or something that lies on it, is in use; nothing was removed.
-    InUse,
-    /// There is none of that name.
-    Absent,
-}
+impl CheckpointShelf {
+    pub fn new(mut found: Vec<ShelvedCheckpoint>) -> Self {
+        sort_newest_first(&mut found, |shelved| &shelved.manifest);
+        let mut by_key: BTreeMap<Sha256, Vec<usize>> = BTreeMap::new();
+        for (place, shelved) in found.iter().enumerate() {
+            by_key.entry(shelved.manifest.key).or_default().push(place);
+        }
+        let by_id =
+            found.iter().enumerate().map(|(place, shelved)| (shelved.manifest.id.clone(), place)).collect();
+        Self { found, by_key, by_id }
+    }
 
-/// What was evicted.
-#[derive(Debug, Clone, Default, PartialEq, Eq)]
-pub struct Evicted {
-    pub ids: Vec<String>,
-    pub bytes: u64,
+    /// Those of one key, newest first.
+    pub fn by_key(&self, key: Sha256) -> impl Iterator<Item = &ShelvedCheckpoint> {
+        self.by_key.get(&key).into_iter().flatten().map(|place| &self.found[*place])
+    }
+
+    pub fn get(&self, id: &str) -> Option<&ShelvedCheckpoint> {
+        self.by_id.get(id).map(|place| &self.found[*place])
+    }
+
+    /// All of them, newest first.
+    pub fn all(&self) -> &[ShelvedCheckpoint] {
+        &self.found
+    }
 }
 
 impl Library {
-    /// Every checkpoint on the shelf, newest first. A damaged one does not hide the others: it is left out, with a warning
-    /// in the log.
+    /// Every checkpoint on the shelf, newest first. A damaged one does not hide the others: it is left out, with a
+    /// warning in the log.
+    ///
+    /// # Errors
+    /// The shelf cannot be read.
     pub fn checkpoints(&self) -> Result<Vec<ShelvedCheckpoint>, LibraryError> {
-        let shelf = self.checkpoints_dir();
-        let entries = match std::fs::read_dir(&shelf) {
-            Ok(entries) => entries,
-            Err(error) if error.kind() == io::ErrorKind::NotFound => return Ok(Vec::new()),
-            Err(error) => return Err(LibraryError::disk("list", shelf)(error)),
-        };
         let mut found = Vec::new();
-        for entry in entries {
-            let entry = entry.map_err(LibraryError::disk("list", &shelf))?;
-            let Ok(id) = entry.file_name().into_string() else { continue };
-            match self.shelved(&id) {
-                Ok(shelved) => found.push(shelved),
-                // Removed since it was listed.
-                Err(LibraryError::Disk { source, .. }) if source.kind() == io::ErrorKind::NotFound => {}
-                Err(error) => {
-                    tracing::warn!(checkpoint = id, error = &error as &dyn std::error::Error, "left out");
-                }
-            }
+        for entry in self.read_shelf()? {
+            let Content::Known(manifest) = entry.content else { continue };
+            let Some(bytes_on_disk) = allocated(&entry.folder)? else { continue };
+            let in_use = is_in_use(&entry.folder);
+            let last_used = entry.last_used;
+            found.push(ShelvedCheckpoint { manifest: *manifest, bytes_on_disk, last_used, in_use });
         }
-        let made =
-            |shelved: &ShelvedCheckpoint| (shelved.manifest.created_at.clone(), shelved.manifest.id.clone());
-        found.sort_by_cached_key(|shelved| std::cmp::Reverse(made(shelved)));
+        sort_newest_first(&mut found, |shelved| &shelved.manifest);
         Ok(found)
     }
 
-    fn shelved(&self, id: &str) -> Result<ShelvedCheckpoint, LibraryError> {
-        let folder = self.checkpoints_dir().join(id);
-        let record = folder.join(MANIFEST);
-        let manifest = self.manifest(id)?;
-        let read = |source| LibraryError::disk("read", &record)(source);
-        let last_used = record.metadata().and_then(|metadata| metadata.modified()).map_err(read)?;
-        // Who holds it together with others leaves nobody alone with it.
-        let in_use = try_hold(&record, Share::Alone).map_err(read)?.is_none();
-        Ok(ShelvedCheckpoint {
-            bytes_on_disk: allocated(&folder).map_err(read)?,
-            manifest,
-            last_used,
-            in_use,
-        })
-    }
-
-    fn manifest(&self, id: &str) -> Result<CheckpointManifest, LibraryError> {
-        let record = self.checkpoints_dir().join(id).join(MANIFEST);
-        let manifest: CheckpointManifest = read_record(&record, CHECKPOINT_FORMAT)?;
-        check(&manifest, id, &record)?;
-        Ok(manifest)
-    }
-
-    /// Keeps a checkpoint, and all that it lies on, from being removed while the lease lives; `None` where one of them is
-    /// missing, or is being removed at this moment. They count as used now.
-    pub fn lease_checkpoint(&self, id: &str) -> Result<Option<CheckpointLease>, LibraryError> {
-        let (mut chain, mut held) = (Vec::new(), Vec::new());
-        let mut next = Some(id.to_owned());
-        while let Some(id) = next {
-            let record = self.checkpoints_dir().join(&id).join(MANIFEST);
-            let file = match try_hold(&record, Share::Together) {
-                Ok(Some(file)) => file,
-                Ok(None) => return Ok(None),
-                Err(error) if error.kind() == io::ErrorKind::NotFound => return Ok(None),
-                Err(error) => return Err(LibraryError::disk("hold", record)(error)),
-            };
-            let manifest = self.manifest(&id)?;
-            next = manifest.parent.clone();
-            chain.push(manifest);
-            held.push(file);
-            if chain.len() > LONGEST_CHAIN {
-                let what = "it lies on itself".to_owned();
-                return Err(LibraryError::Contradiction { path: record, what });
-            }
-        }
-        let now = SystemTime::now();
-        for file in &held {
-            // Only its owner may; another user's shelf keeps its own times.
-            if let Err(error) = file.set_modified(now) {
-                tracing::debug!(%error, "cannot remember that a checkpoint was used");
-            }
-        }
-        let Some(manifest) = chain.first().cloned() else { return Ok(None) };
-        chain.reverse();
-        Ok(Some(CheckpointLease { library: self.clone(), chain, manifest, _held: held }))
-    }
-
-    /// Makes sure that a checkpoint's files, and the disks that its own lie on, are what was put there.
+    /// [`Library::checkpoints`], to look many things up in.
     ///
     /// # Errors
-    /// [`LibraryError::Torn`] names the file that is not.
-    pub async fn verify_checkpoint(
-        &self,
-        lease: &CheckpointLease,
-        what: Verify,
-        control: &Control,
-    ) -> Result<(), LibraryError> {
-        control.check()?;
-        let mut files = Vec::new();
-        for manifest in lease.chain() {
-            let folder = self.checkpoints_dir().join(&manifest.id);
-            files.extend(manifest.disks.iter().map(|file| (folder.join(&file.file), file.clone())));
-        }
-        let own = self.checkpoints_dir().join(&lease.manifest.id);
-        let more = lease.manifest.more.iter();
-        let memory = lease.manifest.memory.iter().filter(|_| what == Verify::All);
-        files.extend(more.chain(memory).map(|file| (own.join(&file.file), file.clone())));
-        let asked = control.clone();
-        let verifying = tokio::task::spawn_blocking(move || {
-            for (path, file) in files {
-                let torn = || LibraryError::Torn { path: path.clone() };
-                let read = |source| LibraryError::disk("read", &path)(source);
-                match path.metadata() {
-                    Ok(metadata) if metadata.len() == file.size => {}
-                    Ok(_) => return Err(torn()),
-                    Err(error) if error.kind() == io::ErrorKind::NotFound => return Err(torn()),
-                    Err(error) => return Err(read(error)),
-                }
-                let digest = extent_digest(&path, &|_| asked.check().map_err(io::Error::other));
-                asked.check()?;
-                if Sha256::from_bytes(digest.map_err(read)?) != file.extents {
-                    return Err(torn());
-                }
-            }
-            Ok(())
-        });
-        verifying.await.unwrap_or_else(|gone| {
-            Err(LibraryError::disk("read", self.checkpoints_dir())(io::Error::other(gone)))
-        })
+    /// The shelf cannot be read.
+    pub fn checkpoint_shelf(&self) -> Result<CheckpointShelf, LibraryError> {
+        Ok(CheckpointShelf::new(self.checkpoints()?))
     }
 
-    /// Removes a checkpoint with all that lies on it, unless one of them is in use.
-    pub fn remove_checkpoint(&self, id: &str) -> Result<Removed, LibraryError> {
-        let kept: Vec<CheckpointManifest> =
-            self.checkpoints()?.into_iter().map(|shelved| shelved.manifest).collect();
-        if !self.checkpoints_dir().join(id).join(MANIFEST).exists() {
-            return Ok(Removed::Absent);
-        }
-        // Whoever lies on somebody comes behind them.
-        let mut ids = vec![id.to_owned()];
-        let mut at = 0;
-        while let Some(below) = ids.get(at).cloned() {
-            let above = kept.iter().filter(|kept| kept.parent.as_ref() == Some(&below));
-            ids.extend(above.map(|kept| kept.id.clone()));
-            at += 1;
-        }
-        let mut held = Vec::new();
-        for id in &ids {
-            match self.hold_alone(id)? {
-                Held::Ours(file) => held.push(file),
-                Held::Used => return Ok(Removed::InUse),
-                Held::Gone => {}
-            }
-        }
-        let mut bytes = 0;
-        for id in ids.iter().rev() {
-            bytes += self.take_away(id)?;
-        }
-        drop(held);
-        Ok(Removed::Gone { ids, bytes })
-    }
-
-    /// Brings the shelf under a size, bytes on the disk: what was used longest ago goes first, of those that nothing lies
-    /// on; what is in use stays.
-    pub fn evict_checkpoints(&self, limit: u64) -> Result<Evicted, LibraryError> {
-        let mut kept = self.checkpoints()?;
-        let mut total: u64 = kept.iter().map(|kept| kept.bytes_on_disk).sum();
-        let mut evicted = Evicted::default();
-        if total <= limit {
-            return Ok(evicted);
-        }
-        kept.sort_by_key(|kept| kept.last_used);
-        let mut above: HashMap<String, usize> = HashMap::new();
-        for parent in kept.iter().filter_map(|kept| kept.manifest.parent.clone()) {
-            *above.entry(parent).or_default() += 1;
-        }
-        let mut tried: HashSet<String> = HashSet::new();
-        while total > limit {
-            let leaf = kept.iter().find(|kept| {
-                let id = &kept.manifest.id;
-                !tried.contains(id) && above.get(id).is_none_or(|above| *above == 0)
-            });
-            let Some(leaf) = leaf else { break };
-            let id = leaf.manifest.id.clone();
-            tried.insert(id.clone());
-            let Held::Ours(_held) = self.hold_alone(&id)? else { continue };
-            // Somebody may have put one on it since it was listed.
-            if leaf.manifest.kind == CheckpointKind::Checkpoint && self.has_children(&id)? {
-                continue;
-            }
-            let bytes = self.take_away(&id)?;
-            total = total.saturating_sub(leaf.bytes_on_disk);
-            evicted.bytes += bytes;
-            evicted.ids.push(id);
-            if let Some(parent) = &leaf.manifest.parent
-                && let Some(above) = above.get_mut(parent)
-            {
-                *above -= 1;
-            }
-        }
-        Ok(evicted)
-    }
-
-    fn has_children(&self, id: &str) -> Result<bool, LibraryError> {
-        let shelf = self.checkpoints_dir();
-        for entry in std::fs::read_dir(&shelf).map_err(LibraryError::disk("list", &shelf))? {
-            let entry = entry.map_err(LibraryError::disk("list", &shelf))?;
-            let name = entry.file_name().to_string_lossy().into_owned();
-            if self.manifest(&name).is_ok_and(|manifest| manifest.parent.as_deref() == Some(id)) {
-                return Ok(true);
-            }
-        }
-        Ok(false)
-    }
-
-    fn hold_alone(&self, id: &str) -> Result<Held, LibraryError> {
-        let record = self.checkpoints_dir().join(id).join(MANIFEST);
-        match try_hold(&record, Share::Alone) {
-            Ok(Some(file)) => Ok(Held::Ours(file)),
-            Ok(None) => Ok(Held::Used),
-            Err(error) if error.kind() == io::ErrorKind::NotFound => Ok(Held::Gone),
-            Err(error) => Err(LibraryError::disk("hold", record)(error)),
-        }
-    }
-
-    /// Off the shelf by a rename, then deleted. Returns the bytes that it had.
-    fn take_away(&self, id: &str) -> Result<u64, LibraryError> {
-        let folder = self.checkpoints_dir().join(id);
-        let bytes = match allocated(&folder) {
-            Ok(bytes) => bytes,
-            Err(error) if error.kind() == io::ErrorKind::NotFound => return Ok(0),
-            Err(error) => return Err(LibraryError::disk("read", folder)(error)),
+    /// The checkpoints of one key, newest first; damaged ones are left out, with a warning in the log. Reads the whole
+    /// shelf: for many keys ask [`Library::checkpoint_shelf`] once.
+    ///
+    /// # Errors
+    /// The shelf cannot be read.
+    pub fn find_checkpoints(&self, key: Sha256) -> Result<Vec<Manifest>, LibraryError> {
+        let known = |entry: Entry| match entry.content {
+            Content::Known(manifest) if manifest.key == key => Some(*manifest),
+            _ => None,
         };
-        let aside = self.make_image_folder().map_err(LibraryError::disk("write", self.tmp()))?;
-        std::fs::rename(&folder, aside.path().join("removed"))
-            .map_err(LibraryError::disk("remove", &folder))?;
+        let mut found: Vec<Manifest> = self.read_shelf()?.into_iter().filter_map(known).collect();
+        sort_newest_first(&mut found, |manifest| manifest);
+        Ok(found)
+    }
+
+    fn read_shelf(&self) -> Result<Vec<Entry>, LibraryError> {
+        let ids = self.checkpoint_ids()?;
+        ids.iter().filter_map(|id| self.read_entry(id).transpose()).collect()
+    }
+
+    /// Names of the folders on the shelf. What is named otherwise is not ours.
+    pub(super) fn checkpoint_ids(&self) -> Result<BTreeSet<String>, LibraryError> {
         let shelf = self.checkpoints_dir();
-        publish::sync_dir(&shelf).map_err(LibraryError::disk("sync", &shelf))?;
-        std::fs::remove_dir_all(aside.path()).map_err(LibraryError::disk("remove", aside.path()))?;
-        Ok(bytes)
+        let failed = |source| LibraryError::disk("list", &shelf)(source);
+        let mut ids = BTreeSet::new();
+        for entry in std::fs::read_dir(&shelf).map_err(failed)? {
+            let entry = entry.map_err(failed)?;
+            if entry.file_type().is_ok_and(|kind| kind.is_dir()) {
+                ids.extend(entry.file_name().into_string().ok().filter(|name| is_id(name)));
+            }
+        }
+        Ok(ids)
+    }
+
+    /// What is known of one; `None` when it is gone.
+    pub(super) fn read_entry(&self, id: &str) -> Result<Option<Entry>, LibraryError> {
+        let folder = self.checkpoint_home(id);
+        let record = folder.join(MANIFEST);
+        let read = read_manifest(&record, id);
+        // Folders come and go whole: one that is there without its manifest has lost it.
+        let last_used = match record.metadata().and_then(|metadata| metadata.modified()) {
+            Ok(time) => time,
+            Err(error) if is_gone(&error) && !folder.exists() => return Ok(None),
+            Err(error) if is_gone(&error) => SystemTime::UNIX_EPOCH,
+            Err(error) => return Err(LibraryError::disk("read", record)(error)),
+        };
+        let content = match read {
+            Ok(manifest) => Content::Known(Box::new(manifest)),
+            Err(error) => {
+                tracing::warn!(checkpoint = id, error = &error as &dyn std::error::Error, "left out");
+                match error {
+                    LibraryError::Unreadable { .. } | LibraryError::Contradiction { .. } => Content::Damaged,
+                    LibraryError::Disk { source, .. } if is_gone(&source) => Content::Damaged,
+                    _ => {
+                        let lying = read_record::<Lying>(&record, u32::MAX).ok();
+                        Content::Unknown { parent: lying.and_then(|lying| lying.parent) }
+                    }
+                }
+            }
+        };
+        Ok(Some(Entry { id: id.to_owned(), folder, content, last_used }))
     }
 }
 
-enum Held {
-    Ours(File),
-    Used,
-    Gone,
+/// A folder on the shelf.
+#[derive(Debug)]
+pub(super) struct Entry {
+    pub id: String,
+    pub folder: PathBuf,
+    pub content: Content,
+    /// Of one that lost its manifest: long ago.
+    pub last_used: SystemTime,
 }
 
-/// Bytes that a folder's files have on the disk.
-fn allocated(folder: &Path) -> io::Result<u64> {
-    let mut bytes = 0;
-    for entry in std::fs::read_dir(folder)? {
-        bytes += entry?.metadata()?.blocks() * 512;
+#[derive(Debug)]
+pub(super) enum Content {
+    Known(Box<Manifest>),
+    /// Its manifest is torn or contradicts itself: nobody can use it.
+    Damaged,
+    /// Of a newer format, or not to be read at the moment: somebody else's business. What it lies on is its too, as far
+    /// as it can be told.
+    Unknown {
+        parent: Option<String>,
+    },
+}
+
+impl Content {
+    pub fn manifest(&self) -> Option<&Manifest> {
+        match self {
+            Self::Known(manifest) => Some(manifest),
+            Self::Damaged | Self::Unknown { .. } => None,
+        }
     }
-    Ok(bytes)
+
+    pub fn parent(&self) -> Option<&str> {
+        match self {
+            Self::Known(manifest) => manifest.parent.as_deref(),
+            Self::Unknown { parent } => parent.as_deref(),
+            Self::Damaged => None,
+        }
+    }
+}
+
+/// The one word of a manifest that matters in every format.
+#[derive(Deserialize)]
+struct Lying {
+    parent: Option<String>,
+}
+
+/// Bytes that the files of a folder take on the disk; `None` when it is gone.
+pub(super) fn allocated(folder: &Path) -> Result<Option<u64>, LibraryError> {
+    let sum = || -> io::Result<u64> {
+        let mut blocks = 0;
+        for entry in std::fs::read_dir(folder)? {
+            blocks += entry?.metadata()?.blocks();
+        }
+        Ok(blocks * BLOCK)
+    };
+    match sum() {
+        Ok(bytes) => Ok(Some(bytes)),
+        // Nothing is ever taken out of a folder: it is all of it that went.
+        Err(error) if is_gone(&error) => Ok(None),
+        Err(error) => Err(LibraryError::disk("measure", folder)(error)),
+    }
+}
+
+/// Asks without standing in the way of anybody who begins to use it: see the table in the module's header.
+pub(super) fn is_in_use(folder: &Path) -> bool {
+    let Ok(file) = File::open(folder.join(KEYS)) else { return false };
+    let asked = file.try_lock();
+    // At once, and not only by closing it: see `Hold`.
+    let _ = file.unlock();
+    matches!(asked, Err(TryLockError::WouldBlock))
+}
+
+fn sort_newest_first<T>(found: &mut [T], manifest: impl Fn(&T) -> &Manifest) {
+    found.sort_by_cached_key(|one| Reverse((manifest(one).created(), manifest(one).id.clone())));
 }

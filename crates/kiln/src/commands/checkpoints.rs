@@ -3,7 +3,7 @@
 use std::time::SystemTime;
 
 use kiln_build::checkpoint::age;
-use kiln_library::{CheckpointKind, Library, Removed, ShelvedCheckpoint};
+use kiln_library::{CheckpointKind, Library, LibraryError, Removed, ShelvedCheckpoint};
 use serde::Serialize;
 
 use super::prepare::{Prepared, prepare};
@@ -169,14 +169,17 @@ fn clear(around: &Surroundings<'_>, library: &Library, args: &CheckpointsClearAr
     }
     let (mut bytes, mut count, mut used) = (0, 0, 0);
     for kept in wanted {
-        match library.remove_checkpoint(&kept.manifest.id).map_err(failure)? {
-            Removed::Gone { ids, bytes: freed } => {
-                count += ids.len();
-                bytes += freed;
-            }
-            Removed::InUse => used += 1,
+        let removed = match library.remove_checkpoint(&kept.manifest.id) {
             // With one that it lay on.
-            Removed::Absent => {}
+            Err(LibraryError::NoSuchCheckpoint { .. }) => continue,
+            removed => removed.map_err(failure)?,
+        };
+        match removed {
+            Removed::Gone(gone) => {
+                count += gone.ids.len();
+                bytes += gone.bytes;
+            }
+            Removed::InUse { .. } => used += 1,
         }
     }
     printer.talk(&format!("removed {}, {}", text::count(count, "checkpoint"), text::bytes(bytes)));
@@ -186,6 +189,6 @@ fn clear(around: &Surroundings<'_>, library: &Library, args: &CheckpointsClearAr
     Ok(ExitStatus::Done)
 }
 
-fn failure(error: kiln_library::LibraryError) -> Failure {
+fn failure(error: LibraryError) -> Failure {
     Failure::new(error.fault(), error)
 }

@@ -1,0 +1,255 @@
+//! What is kept of a build, and what later builds make of it: with a guest that is up in seconds.
+
+use std::os::unix::fs::{FileExt as _, PermissionsExt as _, symlink};
+use std::path::{Path, PathBuf};
+use std::time::Duration;
+
+use kiln_tests::disk::{Disk, find_bytes};
+use kiln_tests::kiln::{Ended, Kiln};
+use kiln_tests::program::until;
+use kiln_tests::server::{Answer, Server};
+use kiln_tests::template::{Template, tiny};
+use kiln_tests::tree::{self, Tree};
+use rustix::process::Signal;
+use serde_json::{Value, json};
+
+fn keeping() -> Kiln {
+    Kiln::new().env("KILN_CHECKPOINTS", "4G")
+}
+
+/// `kiln checkpoints list --json`, newest first.
+fn kept(kiln: &Kiln) -> Vec<Value> {
+    let listed = kiln.run(["checkpoints", "list", "--json"]);
+    let listed: Value = serde_json::from_slice(&listed.stdout).unwrap();
+    listed["checkpoints"].as_array().unwrap().clone()
+}
+
+fn folder(kiln: &Kiln, kept: &Value) -> PathBuf {
+    kiln.data().join("library/checkpoints").join(kept["id"].as_str().unwrap())
+}
+
+/// Fifty files that nobody synced, then a step of its own.
+fn two_steps(second: &str) -> Template {
+    let write = "i=0; while [ $i -lt 50 ]; do i=$((i+1)); echo $i > /tmp/f; sudo cp /tmp/f /srv/f$i; done";
+    tiny().shell("first", [write]).shell("second", [second, "cat /srv/first-ran 2> /dev/null || true"])
+}
+
+fn said(ended: &Ended) -> String {
+    ended.notices("info").join("\n")
+}
+
+fn assert_has(text: &str, words: &str) {
+    assert!(text.contains(words), "{words:?} is not in:\n{text}");
+}
+
+fn fifty(disk: &Disk) {
+    let names = disk.names("/srv");
+    assert_eq!(names.iter().filter(|name| name.starts_with('f')).count(), 50, "{names:?}");
+    assert_eq!(disk.text("/srv/f50"), "50\n");
+}
+
+fn differing(one: &Tree, other: &Tree) -> Vec<String> {
+    tree::differences(one, other).into_iter().map(|difference| difference.path).collect()
+}
+
+#[test]
+fn a_build_goes_on_at_the_first_step_that_changed() {
+    let kiln = keeping();
+    let template = two_steps("sudo sh -c 'head -c 16 /dev/urandom > /srv/random; date +%s > /srv/clock'");
+    let fresh = kiln.build(&template).succeeded();
+    assert_has(&said(&fresh), "nothing was kept of this base image yet");
+    let first = tree::of(&Disk::open(&fresh.vhd()));
+    let vhd = std::fs::read(fresh.vhd()).unwrap();
+    assert_eq!(kept(&kiln).len(), 4, "the first boot, two steps, the image");
+    assert_eq!(kept(&kiln)[0]["kind"], "image");
+    for entry in kept(&kiln) {
+        let folder = folder(&kiln, &entry);
+        let mode = |path: &Path| path.metadata().unwrap().permissions().mode() & 0o777;
+        assert_eq!(mode(&folder), 0o700);
+        for file in folder.read_dir().unwrap() {
+            let path = file.unwrap().path();
+            assert_eq!(mode(&path) & 0o077, 0, "{}", path.display());
+        }
+    }
+
+    // Nothing has changed: the same image, and no guest.
+    let again = kiln.build(&template).succeeded();
+    assert_has(&said(&again), "the finished image is reused");
+    assert!(
+        !again.steps_done().iter().any(|step| step == "boot" || step == "restore"),
+        "{:?}",
+        again.steps_done()
+    );
+    assert!(
+        std::fs::read(again.vhd()).unwrap()[..vhd.len() - 512] == vhd[..vhd.len() - 512],
+        "the same disk"
+    );
+
+    // The last step has changed: the machine goes on, and its image has what the first step wrote.
+    let changed =
+        two_steps("sudo sh -c 'head -c 16 /dev/urandom > /srv/random; date +%s > /srv/clock; true'");
+    let partial = kiln.build(&changed).succeeded();
+    assert_has(&said(&partial), "Shell \"first\" is reused: the machine as it was kept");
+    assert_has(&said(&partial), "Shell \"second\" is run again: its script has changed");
+    let done = partial.steps_done();
+    assert!(done.contains(&"restore".into()) && !done.contains(&"customize/1".into()), "{done:?}");
+    let disk = Disk::open(&partial.vhd());
+    fifty(&disk);
+    assert_eq!(disk.text("/etc/machine-id"), "");
+    assert!(!disk.text("/etc/passwd").contains("packer"));
+
+    // A hit differs from a fresh build only where two fresh builds differ.
+    let other = kiln.start_with(&changed, &["--fresh", "--no-checkpoints"]).wait().succeeded();
+    let (hit, second) = (tree::of(&disk), tree::of(&Disk::open(&other.vhd())));
+    let may = differing(&first, &second);
+    let does = differing(&hit, &second);
+    assert!(may.contains(&"/srv/random".into()), "{may:?}");
+    assert!(does.iter().all(|path| may.contains(path)), "{does:?} is not within {may:?}");
+    kiln.run(["checkpoints", "clear"]);
+    assert_eq!(kept(&kiln), Vec::<Value>::new());
+}
+
+#[test]
+fn another_script_under_the_same_address_is_a_miss() {
+    let kiln = keeping();
+    let build = |script: &str| {
+        let server = Server::start([("/step.sh", Answer::Bytes(script.as_bytes().to_vec()))]);
+        // A port of its own each time: the address is no part of it.
+        let template = tiny()
+            .customizer(json!({ "type": "Shell", "name": "step", "scriptUri": server.url("/step.sh") }));
+        kiln.build(&template).succeeded()
+    };
+    build("echo one > /srv/made\n");
+    assert_has(&said(&build("echo one > /srv/made\n")), "the finished image is reused");
+    let ended = build("echo two > /srv/made\n");
+    assert_has(&said(&ended), "Shell \"step\" is run again: its script has changed");
+    assert_eq!(Disk::open(&ended.vhd()).text("/srv/made"), "two\n");
+}
+
+#[test]
+fn two_that_go_on_from_one_have_their_own_time_and_randomness() {
+    let kiln = keeping();
+    let _ = kiln.build(&tiny().shell("first", ["echo first"])).succeeded();
+    let entry = kept(&kiln)
+        .into_iter()
+        .find(|entry| entry["after"] == "Shell \"first\"" && entry["kind"] == "checkpoint");
+    let before = entry.expect("the first step was kept");
+    assert_eq!(before["withMemory"], true);
+    let clone = |number: u32| {
+        let name = format!("clone {number}");
+        let probe = "sudo sh -c 'head -c 32 /dev/urandom | od -An -tx1 > /srv/random; date +%s > /srv/clock'";
+        let out = format!("clone-{number}");
+        tiny()
+            .shell("first", ["echo first"])
+            .shell(&name, [probe, &format!("echo {number}")])
+            .with("distribute", json!([{ "type": "VHD", "runOutputName": out }]))
+    };
+    let running = kiln.start(&clone(1));
+    running.until_step("restore");
+    let second = kiln.start(&clone(2)).wait().succeeded();
+    let second =
+        (Disk::open(&second.vhd()).text("/srv/random"), Disk::open(&second.vhd()).text("/srv/clock"));
+    let first = running.wait().succeeded();
+    let first = (Disk::open(&first.vhd()).text("/srv/random"), Disk::open(&first.vhd()).text("/srv/clock"));
+    assert_ne!(first.0, second.0, "the same randomness in two guests");
+    let now = std::time::SystemTime::now().duration_since(std::time::UNIX_EPOCH).unwrap().as_secs();
+    for clock in [first.1, second.1] {
+        let clock: u64 = clock.trim().parse().unwrap();
+        assert!(now.abs_diff(clock) < 120, "the guest's clock says {clock}, and it is {now}");
+    }
+}
+
+#[test]
+fn a_damaged_checkpoint_is_left_out_and_the_build_goes_another_way() {
+    let kiln = keeping();
+    let _ = kiln.build(&two_steps("echo one")).succeeded();
+    let entry = kept(&kiln).into_iter().find(|entry| entry["after"] == "Shell \"first\"").unwrap();
+    let memory = folder(&kiln, &entry).join("memory");
+    std::fs::set_permissions(&memory, std::fs::Permissions::from_mode(0o600)).unwrap();
+    let file = std::fs::OpenOptions::new().read(true).write(true).open(&memory).unwrap();
+    let middle = (0..file.metadata().unwrap().len())
+        .step_by(1 << 20)
+        .find(|at| {
+            let mut byte = [0];
+            file.read_exact_at(&mut byte, *at).unwrap();
+            byte[0] != 0
+        })
+        .unwrap();
+    file.write_all_at(&[0], middle).unwrap();
+    let ended = kiln.build(&two_steps("echo two")).succeeded();
+    let warned = ended.notices("warning").join("\n");
+    assert_has(&warned, "a checkpoint is of no use and is left out");
+    assert_has(&warned, "memory of checkpoint");
+    assert_has(&said(&ended), "the booted machine is reused");
+    fifty(&Disk::open(&ended.vhd()));
+}
+
+/// Another QEMU reads no memory, but a disk: of one that was flushed, all that the step wrote is there.
+#[test]
+fn another_qemu_boots_the_disk_that_was_kept() {
+    let kiln = keeping();
+    let _ = kiln.build(&two_steps("echo one")).succeeded();
+    let programs = tempfile::tempdir().unwrap();
+    let path = kiln_tests::settings::search_path();
+    let find = |name: &str| {
+        std::env::split_paths(&path).map(|dir| dir.join(name)).find(|file| file.is_file()).unwrap()
+    };
+    let other = programs.path().join("qemu-system-x86_64");
+    std::fs::write(&other, format!("#!/bin/sh\nexec {} \"$@\"\n", find("qemu-system-x86_64").display()))
+        .unwrap();
+    std::fs::set_permissions(&other, std::fs::Permissions::from_mode(0o755)).unwrap();
+    symlink(find("qemu-img"), programs.path().join("qemu-img")).unwrap();
+    let kiln = kiln.env("PATH", format!("{}:{path}", programs.path().display()));
+    let ended = kiln.build(&two_steps("echo two")).succeeded();
+    assert_has(&said(&ended), "Shell \"first\" is reused: the disk as it was kept");
+    assert_has(&said(&ended), "its memory is of another machine or QEMU");
+    let done = ended.steps_done();
+    assert!(done.contains(&"boot".into()) && !done.contains(&"customize/1".into()), "{done:?}");
+    fifty(&Disk::open(&ended.vhd()));
+}
+
+#[test]
+fn what_a_killed_worker_was_keeping_is_not_there() {
+    let kiln = keeping();
+    let running = kiln.start(&two_steps("echo one"));
+    running.until_step("checkpoint/1");
+    let worker = running.worker();
+    rustix::process::kill_process(rustix::process::Pid::from_raw(worker.pid).unwrap(), Signal::KILL).unwrap();
+    let ended = running.wait();
+    assert_ne!(ended.exit, Some(0));
+    until("its processes are gone", Duration::from_secs(20), || kiln.processes().is_empty().then_some(()));
+    for entry in kept(&kiln) {
+        assert_ne!(entry["after"], "Shell \"first\"", "half of it was published");
+    }
+    // The next one sweeps what is half-made, and goes on from what is whole.
+    let ended = kiln.build(&two_steps("echo one")).succeeded();
+    fifty(&Disk::open(&ended.vhd()));
+    let left: Vec<_> =
+        std::fs::read_dir(kiln.data().join("library/tmp")).unwrap().map(|it| it.unwrap().path()).collect();
+    assert_eq!(left, Vec::<PathBuf>::new());
+}
+
+#[test]
+fn nothing_is_kept_of_a_secret() {
+    let kiln = keeping();
+    let policy = kiln.path().join("policy.yaml");
+    std::fs::write(&policy, "customizers:\n- name: secret\n  secret: true\n").unwrap();
+    let canary = "canary-8b1f6a3e57";
+    let template = tiny()
+        .shell("before", ["echo before"])
+        .shell("secret", [&*format!("echo {canary} > /tmp/secret; rm /tmp/secret")])
+        .shell("after", ["echo after"]);
+    let ended = kiln.start_with(&template, &["--policy", policy.to_str().unwrap()]).wait().succeeded();
+    assert_has(&said(&ended), "nothing is kept from Shell \"secret\" on, as the policy says");
+    let shelf = kept(&kiln);
+    assert_eq!(shelf.len(), 2, "the first boot and the step before: {shelf:#?}");
+    for entry in &shelf {
+        for file in folder(&kiln, entry).read_dir().unwrap() {
+            let path = file.unwrap().path();
+            assert!(!find_bytes(&path, canary.as_bytes()), "the secret is in {}", path.display());
+        }
+    }
+    let ended = kiln.start_with(&template, &["--policy", policy.to_str().unwrap()]).wait().succeeded();
+    assert_has(&said(&ended), "Shell \"before\" is reused");
+    assert_has(&said(&ended), "Shell \"secret\" is run each time");
+}
