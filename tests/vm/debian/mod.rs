@@ -1,6 +1,7 @@
 //! What a user gets from the Debian 12 base image.
 
 mod adopted;
+mod checkpoints;
 mod daemon;
 mod faults;
 mod generations;
