@@ -24,9 +24,9 @@
 //!
 //! `inputs`, `checkpoints` and `tmp` are closed to other users: inputs may be secret, and so is the memory of a machine.
 
-use std::fs::{DirBuilder, File};
+use std::fs::{DirBuilder, File, Permissions};
 use std::io::{self, Read as _};
-use std::os::unix::fs::DirBuilderExt as _;
+use std::os::unix::fs::{DirBuilderExt as _, PermissionsExt as _};
 use std::path::{Path, PathBuf};
 use std::time::{Duration, SystemTime};
 
@@ -105,6 +105,7 @@ impl Library {
             let path = tempfile::Builder::new()
                 .prefix(making.prefix())
                 .rand_bytes(12)
+                .permissions(Permissions::from_mode(0o700))
                 .tempdir_in(self.tmp())?
                 .keep();
             // A sweeper may have found it before it was held: then it is gone, or will be.

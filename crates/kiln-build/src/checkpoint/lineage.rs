@@ -4,7 +4,9 @@ use std::io;
 use std::path::{Path, PathBuf};
 
 use jiff::Timestamp;
-use kiln_library::{BaseMark, CheckpointDraft, CheckpointLease, MachineMark, Manifest, StepMark, Verify};
+use kiln_library::{
+    BaseMark, CheckpointDraft, CheckpointLease, LibraryError, MachineMark, Manifest, StepMark, Verify,
+};
 use kiln_model::Sha256;
 use kiln_model::catalog::Login;
 use kiln_model::policy::CachePolicy;
@@ -273,8 +275,17 @@ async fn reuse(
                 step.succeed("");
                 run.journal.warn(format!("a checkpoint is of no use and is left out: {}", error.sentence()));
                 shelf.retain(|kept| kept.id != *id);
+                forget_damaged(run, &error);
             }
         }
+    }
+}
+
+/// What is damaged once is damaged for everybody: it goes, with all that lies on it.
+fn forget_damaged(run: &Run, error: &BuildError) {
+    let BuildError::Library(LibraryError::DamagedCheckpoint { id, .. }) = error else { return };
+    if let Err(error) = run.library.remove_checkpoint(id) {
+        tracing::warn!(id, error = &error as &dyn std::error::Error, "a damaged checkpoint cannot be removed");
     }
 }
 

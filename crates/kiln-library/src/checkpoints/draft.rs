@@ -4,9 +4,9 @@
 //! [`CheckpointDraft::publish`] nobody else sees them, and a draft that is dropped takes them with it.
 
 use std::collections::BTreeSet;
-use std::fs::Permissions;
-use std::io;
-use std::os::unix::fs::PermissionsExt as _;
+use std::fs::{OpenOptions, Permissions};
+use std::io::{self, Write as _};
+use std::os::unix::fs::{OpenOptionsExt as _, PermissionsExt as _};
 use std::path::{Path, PathBuf};
 
 use kiln_host::publish;
@@ -82,7 +82,7 @@ impl CheckpointDraft {
             if u64::try_from(bytes.len()).is_ok_and(|length| length >= LARGEST_RECORD) {
                 return Err(self.contradiction(format!("{} would be too large to be read", path.display())));
             }
-            publish::write_file(path, bytes, 0o600).map_err(LibraryError::disk("write", path))?;
+            write_new(path, bytes).map_err(LibraryError::disk("write", path))?;
             set_mode(path, 0o600)?;
         }
         set_mode(folder, 0o700)?;
@@ -139,6 +139,14 @@ impl CheckpointDraft {
     fn contradiction(&self, what: String) -> LibraryError {
         LibraryError::Contradiction { path: self.folder().to_owned(), what }
     }
+}
+
+/// Without the lock that `publish::write_file` has on what it writes: these files are about to be held by a lease, and
+/// a lock may outlive its file's closing (see `Hold`). Nobody sees them before the folder is renamed.
+fn write_new(path: &Path, bytes: &[u8]) -> io::Result<()> {
+    let mut file = OpenOptions::new().write(true).create_new(true).mode(0o600).open(path)?;
+    file.write_all(bytes)?;
+    file.sync_all()
 }
 
 /// Whatever the umask says.

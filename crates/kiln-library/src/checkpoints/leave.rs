@@ -64,11 +64,15 @@ impl Library {
     /// # Errors
     /// [`LibraryError::NoSuchCheckpoint`]; it, or one that lies on it, is of a newer format, and left alone; the disk.
     pub fn remove_checkpoint(&self, id: &str) -> Result<Removed, LibraryError> {
-        let missing = || LibraryError::NoSuchCheckpoint { id: id.to_owned() };
         if !is_id(id) {
-            return Err(missing());
+            return Err(LibraryError::NoSuchCheckpoint { id: id.to_owned() });
         }
-        let mut shelf = Leaving::read(self)?;
+        self.remove_from(Leaving::read(self)?, id)
+    }
+
+    /// `shelf` may be of some time ago: what matters is looked at again.
+    fn remove_from(&self, mut shelf: Leaving, id: &str) -> Result<Removed, LibraryError> {
+        let missing = || LibraryError::NoSuchCheckpoint { id: id.to_owned() };
         if !shelf.entries.contains_key(id) {
             return Err(missing());
         }
@@ -116,8 +120,12 @@ impl Library {
     /// # Errors
     /// The shelf cannot be read. One that cannot be removed is passed over, with a warning in the log.
     pub fn evict_checkpoints(&self, limit_bytes: u64) -> Result<Evicted, LibraryError> {
+        self.evict_from(Leaving::read(self)?, limit_bytes)
+    }
+
+    /// `shelf` may be of some time ago: what matters is looked at again.
+    fn evict_from(&self, mut shelf: Leaving, limit_bytes: u64) -> Result<Evicted, LibraryError> {
         let mut evicted = Evicted::default();
-        let mut shelf = Leaving::read(self)?;
         while shelf.total() > limit_bytes {
             let Some(id) = shelf.next() else { break };
             let Some(leaf) = shelf.entries.get_mut(&id) else { break };
@@ -305,5 +313,106 @@ impl Leaving {
         }
         order.reverse();
         order
+    }
+}
+
+/// What happens between the look at the shelf and the act, which only luck would bring about from outside.
+#[cfg(test)]
+mod tests {
+    use std::time::Duration;
+
+    use kiln_model::Sha256;
+
+    use super::*;
+    use crate::{BaseMark, CheckpointKind, MachineMark, Manifest, StoredFile};
+
+    const NOTHING: Sha256 = Sha256::from_bytes([0; 32]);
+
+    fn shelve(library: &Library, parent: Option<&str>) -> String {
+        let draft = library.draft_checkpoint().unwrap();
+        std::fs::write(draft.folder().join("disk0.qcow2"), "disk").unwrap();
+        let manifest = Manifest {
+            format: crate::CHECKPOINT_FORMAT,
+            id: draft.id().to_owned(),
+            kind: CheckpointKind::Checkpoint,
+            key: NOTHING,
+            machine: MachineMark { digest: NOTHING, lines: Vec::new() },
+            base: BaseMark { name: "base".to_owned(), version: "1".to_owned(), sha256: NOTHING },
+            parent: parent.map(str::to_owned),
+            disks: vec![StoredFile { file: "disk0.qcow2".to_owned(), size: 4, extents: NOTHING }],
+            memory: None,
+            more: Vec::new(),
+            steps: Vec::new(),
+            created_at: "2026-03-04T05:06:07Z".to_owned(),
+            kiln_version: "0.1.0".to_owned(),
+        };
+        draft.publish(manifest, b"keys").unwrap().manifest().id.clone()
+    }
+
+    fn record(library: &Library, id: &str) -> File {
+        File::open(library.checkpoint_home(id).join(MANIFEST)).unwrap()
+    }
+
+    #[test]
+    fn a_child_that_came_meanwhile_keeps_its_parent() {
+        let dir = tempfile::tempdir().unwrap();
+        let library = Library::open(dir.path()).unwrap();
+        let parent = shelve(&library, None);
+        let before = record(&library, &parent).metadata().unwrap().modified().unwrap();
+        let shelf = Leaving::read(&library).unwrap();
+        let limit = shelf.total();
+        let child = shelve(&library, Some(&parent));
+        // The clock of this file system stands still: the parent does not look used.
+        record(&library, &parent).set_modified(before).unwrap();
+        assert_eq!(library.evict_from(shelf, limit - 1).unwrap().ids, [child, parent]);
+
+        let parent = shelve(&library, None);
+        let shelf = Leaving::read(&library).unwrap();
+        let child = shelve(&library, Some(&parent));
+        let Removed::Gone(gone) = library.remove_from(shelf, &parent).unwrap() else { panic!() };
+        assert_eq!(gone.ids, [child, parent]);
+
+        let parent = shelve(&library, None);
+        let shelf = Leaving::read(&library).unwrap();
+        let child = shelve(&library, Some(&parent));
+        let lease = library.lease_checkpoint(&child).unwrap().unwrap();
+        let removed = library.remove_from(shelf, &parent).unwrap();
+        assert!(matches!(removed, Removed::InUse { .. }), "{removed:?}");
+        drop(lease);
+    }
+
+    #[test]
+    fn a_use_meanwhile_makes_it_anothers_turn() {
+        let dir = tempfile::tempdir().unwrap();
+        let library = Library::open(dir.path()).unwrap();
+        let (old, new) = (shelve(&library, None), shelve(&library, None));
+        for (id, minutes) in [(&old, 20), (&new, 10)] {
+            let ago = SystemTime::now() - Duration::from_secs(60 * minutes);
+            record(&library, id).set_modified(ago).unwrap();
+        }
+        let shelf = Leaving::read(&library).unwrap();
+        let limit = shelf.total() - 1;
+        drop(library.lease_checkpoint(&old).unwrap().unwrap());
+        assert_eq!(library.evict_from(shelf, limit).unwrap().ids, [new]);
+    }
+
+    /// Another process has it in its hands: its room will be free, but it still lies on its parent.
+    #[test]
+    fn what_another_takes_off_counts_as_gone() {
+        let dir = tempfile::tempdir().unwrap();
+        let library = Library::open(dir.path()).unwrap();
+        let parent = shelve(&library, None);
+        let child = shelve(&library, Some(&parent));
+        let other = shelve(&library, None);
+        let ago = SystemTime::now() - Duration::from_secs(60);
+        record(&library, &child).set_modified(ago).unwrap();
+        let total = Leaving::read(&library).unwrap().total();
+        let hold = try_hold(&library.checkpoint_home(&child).join(MANIFEST), Share::Alone).unwrap().unwrap();
+        assert_eq!(library.evict_checkpoints(total - 1).unwrap(), Evicted::default());
+        let removed = library.remove_checkpoint(&parent).unwrap();
+        assert_eq!(removed, Removed::InUse { id: child.clone() });
+        assert_eq!(library.evict_checkpoints(0).unwrap().ids, [other]);
+        drop(hold);
+        assert_eq!(library.evict_checkpoints(0).unwrap().ids, [child, parent]);
     }
 }

@@ -4,6 +4,8 @@
 
 #![expect(clippy::unwrap_used, clippy::expect_used, reason = "a test fails by panicking")]
 
+mod checkpoints;
+mod crowd;
 mod files;
 mod images;
 mod inputs;
