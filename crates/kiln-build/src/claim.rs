@@ -1,5 +1,6 @@
 //! Claiming a run: from the lock on, this process is its one owner.
 
+use std::io;
 use std::time::Duration;
 
 use kiln_host::lock::FileLock;
@@ -16,6 +17,7 @@ use crate::context::{Run, WorkerSettings};
 use crate::error::BuildError;
 use crate::journal::{Journal, now};
 use crate::log::CustomizationLog;
+use crate::resume;
 use crate::run_dir::{CLAIM_FORMAT, Claim, Request, RunDir, RunDirError, RunRequest};
 use crate::transcript::Transcript;
 use crate::watch::FolderWatch;
@@ -61,7 +63,7 @@ pub fn claim(
     let lock = FileLock::try_exclusive(dir.lock())
         .map_err(io("lock", dir.lock()))?
         .ok_or_else(|| ClaimError::Held(dir.path().to_owned()))?;
-    if dir.events().exists() {
+    if dir.events().exists() && !resume::may_go_on(&dir) {
         return Err(ClaimError::Started(dir.path().to_owned()));
     }
     let request = dir.read_request()?;
@@ -87,25 +89,68 @@ pub fn claim(
         .map_err(io("create", dir.customization_log()))?;
     let journal =
         Journal::open(&dir.events()).map_err(io("create", dir.events()))?.canceled_by(cancel.clone());
-    journal.append(RunEventKind::RunStarted {
-        format: EVENTS_FORMAT,
-        run_id: request.run_id.to_string(),
-        template_name: plan.template_name.clone(),
-        template_sha256: plan.template_sha256,
-        source: format!("{} {}", plan.source.name, plan.source.version),
-        kiln_version: settings.kiln_version.clone(),
-        attempt,
-    });
-    for warning in &plan.warnings {
+    if attempt > 1 {
+        let left = kiln_host::publish::remove_leftovers(&request.output_dir);
+        if let Err(error) = left
+            && error.kind() != io::ErrorKind::NotFound
+        {
+            return Err(ClaimError::Io { act: "clean", path: request.output_dir.clone(), source: error });
+        }
+    }
+    journal.append(started(&request, &plan, &settings.kiln_version, attempt));
+    if attempt > 1 {
+        journal.warn("the run's worker died; it goes on from what was kept last, for the last time");
+    }
+    for warning in plan.warnings.iter().filter(|_| attempt == 1) {
         journal.warn(warning.clone());
     }
-    let deadline = Instant::now() + Duration::from_secs(60 * u64::from(plan.timeout_minutes));
+    // All attempts together have the time that the template gives.
+    let timeout = Duration::from_secs(60 * u64::from(plan.timeout_minutes));
+    let deadline = Instant::now() + timeout.saturating_sub(journal.elapsed());
     let control = Control::new(cancel.clone(), Some(deadline));
     let transcript = request.transcript.then(Transcript::default);
     Ok(Claimed { dir, request, plan, journal, log, transcript, control, cancel, _lock: lock })
 }
 
+fn started(request: &RunRequest, plan: &BuildPlan, kiln_version: &str, attempt: u32) -> RunEventKind {
+    RunEventKind::RunStarted {
+        format: EVENTS_FORMAT,
+        run_id: request.run_id.to_string(),
+        template_name: plan.template_name.clone(),
+        template_sha256: plan.template_sha256,
+        source: format!("{} {}", plan.source.name, plan.source.version),
+        kiln_version: kiln_version.to_owned(),
+        attempt,
+    }
+}
+
 impl Claimed {
+    /// Begins the next attempt within this worker, where QEMU's end is what ended the last one and something was kept.
+    /// Returns whether there is one.
+    pub fn goes_on_after(&self, error: &BuildError, kiln_version: &str) -> bool {
+        let attempt = match self.dir.read_claim() {
+            Ok(Some(claim)) if claim.attempt < resume::ATTEMPTS => claim.attempt + 1,
+            _ => return false,
+        };
+        let may = resume::was_qemus_end(error)
+            && resume::reuses(&self.request)
+            && self.control.check().is_ok()
+            && std::fs::read(self.dir.events()).is_ok_and(|events| resume::kept_something(&events));
+        if !may {
+            return false;
+        }
+        let counted = self.dir.read_claim().is_ok_and(|claim| {
+            claim.is_some_and(|claim| self.dir.write_claim(&Claim { attempt, ..claim }).is_ok())
+        });
+        if counted {
+            self.journal.append(started(&self.request, &self.plan, kiln_version, attempt));
+            let why = error.sentence();
+            self.journal.warn(format!("{why}; the run goes on from what was kept last, for the last time"));
+            self.log.error(&why);
+        }
+        counted
+    }
+
     /// Turns a request file into a cancel, for as long as the returned task lives.
     pub fn watch_requests(&self) -> tokio::task::JoinHandle<()> {
         let (dir, cancel, journal) = (self.dir.clone(), self.cancel.clone(), self.journal.clone());

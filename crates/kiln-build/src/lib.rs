@@ -32,6 +32,7 @@ pub mod journal;
 pub mod log;
 mod medium;
 mod password_file;
+pub mod resume;
 pub mod run_dir;
 mod seed;
 mod serial;
@@ -69,7 +70,10 @@ pub async fn work(
     let claimed = claim::claim(dir, &settings, cancel)?;
     let requests = claimed.watch_requests();
     let result = match claimed.prepare(settings) {
-        Ok(run) => build(&run).await,
+        Ok(run) => match build(&run).await {
+            Err(error) if claimed.goes_on_after(&error, &run.settings.kiln_version) => build(&run).await,
+            ended => ended,
+        },
         Err(error) => Err(error),
     };
     requests.abort();
@@ -93,6 +97,20 @@ async fn build(run: &Run) -> Result<Distributed, BuildError> {
 
 /// From a machine to an image.
 async fn make(
+    run: &Run,
+    way_in: WayIn,
+    inputs: &Inputs,
+    lineage: &mut Lineage,
+) -> Result<Generalized, BuildError> {
+    let made = from_machine(run, way_in, inputs, lineage).await;
+    if made.is_err() {
+        // What was kept until then is for the next one.
+        lineage.stop(run).await;
+    }
+    made
+}
+
+async fn from_machine(
     run: &Run,
     way_in: WayIn,
     inputs: &Inputs,

@@ -9,7 +9,8 @@
 //! ```
 //!
 //! Attempts start at once and back off from 100 ms to 1 s. Before the banner an attempt has a short limit (user-mode
-//! networking accepts connections for a guest that is down), afterwards a long one (an emulated guest needs seconds
+//! networking accepts connections for a guest that is down), the shorter as long as none has reached the guest, afterwards
+//! a long one (an emulated guest needs seconds
 //! for a key exchange).
 
 use std::fmt;
@@ -42,6 +43,9 @@ pub struct Login {
 pub struct Limits {
     /// From TCP connect to the SSH banner.
     pub banner: Duration,
+    /// The same for the first attempts, until one has reached the guest: what is sent before the guest has its address is
+    /// lost, and user-mode networking sends it again only after seconds.
+    pub first_banner: Duration,
     /// From the banner to the end of the login.
     pub handshake: Duration,
     /// How long a wrong host key is met with another attempt: an SSH server may start with the image's own keys a
@@ -61,6 +65,7 @@ impl Default for Limits {
     fn default() -> Self {
         Self {
             banner: Duration::from_secs(5),
+            first_banner: Duration::from_millis(500),
             handshake: Duration::from_secs(30),
             wrong_host_key: Duration::from_secs(30),
             refused_login: Duration::from_secs(180),
@@ -120,6 +125,10 @@ impl AttemptFailure {
 const FIRST_PAUSE: Duration = Duration::from_millis(100);
 const LONGEST_PAUSE: Duration = Duration::from_secs(1);
 
+/// So many attempts are given up early. One that is given up is delivered all the same when the guest is there, and costs
+/// an emulated one a process.
+const EARLY_ATTEMPTS: u32 = 5;
+
 /// Tries until there is a session, the control ends, or a failure has lasted that no waiting will mend.
 pub(crate) async fn connect(
     login: &Login,
@@ -133,7 +142,11 @@ pub(crate) async fn connect(
     let mut refused_since = None;
     let mut last: Option<AttemptFailure> = None;
     let mut attempts = 0;
+    let mut reached = false;
     loop {
+        let early = !reached && attempts < EARLY_ATTEMPTS;
+        let banner = if early { limits.first_banner.min(limits.banner) } else { limits.banner };
+        let limits = &Limits { banner, ..limits.clone() };
         let attempt = control.guard(Session::open(login, limits)).await;
         let failure = match attempt {
             Ok(Ok(session)) => return Ok(Arc::new(session)),
@@ -141,6 +154,7 @@ pub(crate) async fn connect(
             Err(why) => return Err(ended(why, login, attempts, begin, last)),
         };
         attempts += 1;
+        reached |= !matches!(failure, AttemptFailure::NoBanner { .. } | AttemptFailure::NoConnection(_));
         let waited = begin.elapsed();
         tracing::debug!(addr = %login.addr, attempts, failure = %Chain(&failure), "no session yet");
         on_attempt(ConnectAttempt { number: attempts, waited, failure: &failure });

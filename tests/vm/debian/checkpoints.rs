@@ -13,7 +13,9 @@ fn builds_go_on_from_one_that_was_kept() {
     let server = Server::start([("/file", Answer::Bytes(b"from the network\n".to_vec()))]);
     // The host, as a guest of user-mode networking sees it.
     let port = server.url("/file").rsplit(':').next().unwrap().split('/').next().unwrap().to_owned();
-    let fetch = format!("exec 3<>/dev/tcp/10.0.2.2/{port}; printf 'GET /file HTTP/1.0\\r\\nHost: h\\r\\n\\r\\n' >&3; tail -n 1 <&3");
+    let fetch = format!(
+        "exec 3<>/dev/tcp/10.0.2.2/{port}; printf 'GET /file HTTP/1.0\\r\\nHost: h\\r\\n\\r\\n' >&3; tail -n 1 <&3"
+    );
     let template = |last: &str, out: &str| -> Template {
         debian()
             .vm_size("Standard_B1s")
@@ -44,7 +46,10 @@ fn builds_go_on_from_one_that_was_kept() {
         assert_eq!(disk.text("/etc/machine-id"), "");
         assert!(!disk.text("/etc/passwd").contains("packer"));
         assert_eq!(disk.names("/srv").iter().filter(|name| name.starts_with('f')).count(), 51);
-        assert!(!disk.names("/etc/ssh").iter().any(|name| name.starts_with("ssh_host_")), "no host key of a build");
+        assert!(
+            !disk.names("/etc/ssh").iter().any(|name| name.starts_with("ssh_host_")),
+            "no host key of a build"
+        );
     }
     for ended in [&one, &two] {
         let said = ended.notices("info").join("\n");

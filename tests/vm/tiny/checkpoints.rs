@@ -208,25 +208,67 @@ fn another_qemu_boots_the_disk_that_was_kept() {
     fifty(&Disk::open(&ended.vhd()));
 }
 
+fn kill(pid: i32) {
+    rustix::process::kill_process(rustix::process::Pid::from_raw(pid).unwrap(), Signal::KILL).unwrap();
+}
+
+/// Steps that were done are not done again: each leaves a line of its own.
+fn three_steps(last: &str) -> Template {
+    let step = |number: &str| format!("echo {number} | sudo tee -a /srv/order");
+    tiny().shell("one", [&*step("one")]).shell("two", [&*step("two"), last]).shell("three", [&*step("three")])
+}
+
 #[test]
-fn what_a_killed_worker_was_keeping_is_not_there() {
+fn a_run_whose_worker_died_goes_on_once() {
     let kiln = keeping();
-    let running = kiln.start(&two_steps("echo one"));
+    let running = kiln.start(&three_steps("sleep 5"));
+    // In the middle of keeping the machine, half of which must not appear.
     running.until_step("checkpoint/1");
-    let worker = running.worker();
-    rustix::process::kill_process(rustix::process::Pid::from_raw(worker.pid).unwrap(), Signal::KILL).unwrap();
-    let ended = running.wait();
-    assert_ne!(ended.exit, Some(0));
-    until("its processes are gone", Duration::from_secs(20), || kiln.processes().is_empty().then_some(()));
-    for entry in kept(&kiln) {
-        assert_ne!(entry["after"], "Shell \"first\"", "half of it was published");
-    }
-    // The next one sweeps what is half-made, and goes on from what is whole.
-    let ended = kiln.build(&two_steps("echo one")).succeeded();
-    fifty(&Disk::open(&ended.vhd()));
+    kill(running.worker().pid);
+    let ended = running.wait().succeeded();
+    let disk = Disk::open(&ended.vhd());
+    assert_eq!(disk.text("/srv/order"), "one\ntwo\nthree\n");
+    let attempts: Vec<u64> =
+        ended.events.iter().filter_map(|line| line["event"]["attempt"].as_u64()).collect();
+    assert_eq!(attempts, [1, 2], "{}", ended.story());
+    assert_has(
+        &ended.notices("warning").join("\n"),
+        "the run's worker died; it goes on from what was kept last",
+    );
     let left: Vec<_> =
         std::fs::read_dir(kiln.data().join("library/tmp")).unwrap().map(|it| it.unwrap().path()).collect();
     assert_eq!(left, Vec::<PathBuf>::new());
+    for entry in kept(&kiln) {
+        let folder = folder(&kiln, &entry);
+        assert!(folder.join("checkpoint.json").is_file() && folder.join("disk0.qcow2").is_file(), "{entry}");
+    }
+}
+
+#[test]
+fn a_run_whose_qemu_died_goes_on_once() {
+    let kiln = keeping();
+    let running = kiln.start(&three_steps("sleep 5"));
+    running.until_step("customize/2");
+    let first = running.qemu().pid;
+    kill(first);
+    running.until_event("the second attempt", |event| event["attempt"] == 2);
+    let starts = std::cell::Cell::new(0);
+    running.until_event("step two once more", |event| {
+        let again = event["kind"] == "stepStarted" && event["step"]["id"] == "customize/2";
+        starts.set(starts.get() + u32::from(again));
+        again && starts.get() == 2
+    });
+    // The second death is the last.
+    let second = until("another QEMU", Duration::from_secs(30), || {
+        kiln_tests::census::qemu_of(kiln.path()).filter(|process| process.pid != first)
+    });
+    kill(second.pid);
+    let ended = running.wait().failed();
+    assert_has(&ended.cause(), "QEMU ended with signal 9");
+    // A later run goes on all the same, and does each step once.
+    let later = kiln.build(&three_steps("sleep 5")).succeeded();
+    assert_has(&said(&later), "Shell \"one\" is reused");
+    assert_eq!(Disk::open(&later.vhd()).text("/srv/order"), "one\ntwo\nthree\n");
 }
 
 #[test]

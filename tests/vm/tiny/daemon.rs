@@ -68,6 +68,29 @@ fn a_killed_worker_is_settled() {
     settles_its_worker(&tiny().shell("forever", ["sleep 100000"]));
 }
 
+/// A run that kept its machine has another worker, which goes on from there.
+#[test]
+fn a_killed_worker_of_a_run_that_kept_something_is_replaced() {
+    let kiln = Kiln::new().env("KILN_CHECKPOINTS", "4G");
+    let _slot = slots::take();
+    let daemon = Daemon::start(&kiln);
+    let step = |word: &str| format!("echo {word} | sudo tee -a /srv/order");
+    daemon.put_template("t", &tiny().shell("one", [&*step("one")]).shell("two", [MAKE, "sleep 6"]));
+    let operation = daemon.start_run("t");
+    until_step(&kiln, "customize/2");
+    let working = worker(&kiln);
+    rustix::process::kill_process(
+        rustix::process::Pid::from_raw(working.pid).unwrap(),
+        rustix::process::Signal::KILL,
+    )
+    .unwrap();
+    let ended = daemon.until_operation_ended(&operation, RUN_LIMIT);
+    assert_eq!(ended["status"], "Succeeded", "{ended:#}");
+    assert_made(&daemon, "t");
+    let attempts: Vec<u64> = events(&kiln).iter().filter_map(|event| event["attempt"].as_u64()).collect();
+    assert_eq!(attempts, [1, 2]);
+}
+
 /// Worker and daemon die together; the next daemon settles the run, once.
 #[test]
 fn a_worker_that_died_without_a_daemon_is_settled_by_the_next() {

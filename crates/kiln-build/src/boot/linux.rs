@@ -6,7 +6,7 @@
 use std::path::PathBuf;
 use std::time::{Duration, SystemTime};
 
-use kiln_guest::{Guest, GuestFacts, HostKey, Login, Renewal};
+use kiln_guest::{Guest, GuestFacts, HostKey, Limits, Login, Renewal};
 use kiln_model::catalog::Generation;
 use kiln_qemu::disk::Overlay;
 use kiln_qemu::firmware::{Firmware, Ovmf};
@@ -26,6 +26,8 @@ use crate::seed;
 
 /// As long as the service waits for a guest to answer.
 const CONNECT_LIMIT: Duration = Duration::from_secs(20 * 60);
+/// A guest that has not told of its network by then is asked all the same.
+const NETWORK_LIMIT: Duration = Duration::from_secs(30);
 /// One that goes on has answered before.
 const GO_ON_LIMIT: Duration = Duration::from_secs(60);
 
@@ -92,6 +94,7 @@ async fn boot(
     run.log.say("Waiting for SSH to become available...");
     run.log.say("Waiting for SSH, up to timeout: 20m0s");
     let login = login(&vm, &keys, run).await?;
+    vm.network_used(&run.control, NETWORK_LIMIT).await?;
     let control = run.control.within(CONNECT_LIMIT);
     let connect = Guest::connect(login, |_attempt| {}, &control);
     let guest = vm.guard(&run.control, connect).await?.map_err(|error| BuildError::Connect(error.into()))?;
@@ -133,7 +136,9 @@ async fn go_on(
     vm.insert_medium(&seed, &run.control).await?;
 
     let control = run.control.within(GO_ON_LIMIT);
-    let connect = Guest::connect(login(&vm, &old, run).await?, |_attempt| {}, &control);
+    // It is there: nothing sent to it is lost.
+    let limits = Limits { first_banner: Limits::default().banner, ..Limits::default() };
+    let connect = Guest::connect_with(login(&vm, &old, run).await?, limits, |_attempt| {}, &control);
     let guest = vm.guard(&control, connect).await?.map_err(|error| BuildError::Connect(error.into()))?;
     let renewal = Renewal { now: SystemTime::now(), login_key: &keys.login, host_key: &keys.host };
     let renewed = vm.guard(&control, guest.renew(renewal, &control)).await?;

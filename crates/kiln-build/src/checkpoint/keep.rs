@@ -108,7 +108,7 @@ impl Lineage {
     }
 
     /// Ends the keeping; what is on its way still arrives.
-    async fn stop(&mut self, run: &Run) {
+    pub async fn stop(&mut self, run: &Run) {
         if let Some(mut keeping) = self.keeping.take() {
             keeping.settle(run).await;
         }

@@ -285,7 +285,11 @@ async fn reuse(
 fn forget_damaged(run: &Run, error: &BuildError) {
     let BuildError::Library(LibraryError::DamagedCheckpoint { id, .. }) = error else { return };
     if let Err(error) = run.library.remove_checkpoint(id) {
-        tracing::warn!(id, error = &error as &dyn std::error::Error, "a damaged checkpoint cannot be removed");
+        tracing::warn!(
+            id,
+            error = &error as &dyn std::error::Error,
+            "a damaged checkpoint cannot be removed"
+        );
     }
 }
 

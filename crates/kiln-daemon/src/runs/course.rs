@@ -247,7 +247,18 @@ impl Course {
             let how = match self.follow_worker(&dir, &worker, overdue).await? {
                 Gone::Ended(end) => return Ok(end),
                 Gone::Without(how) => how,
+                Gone::Killed(how) => {
+                    match self.settle(&dir, how).await {
+                        Settled::Ended(end) => return Ok(end),
+                        Settled::Alive(holder) => worker = holder,
+                    }
+                    continue;
+                }
             };
+            if let Some(next) = self.go_on(&dir, &how).await {
+                worker = next;
+                continue;
+            }
             match self.settle(&dir, how).await {
                 Settled::Ended(end) => return Ok(end),
                 // Ours came second to an earlier one; that one is the worker.
@@ -340,13 +351,30 @@ impl Course {
                 Some(end) => Gone::Ended(end),
                 None => Gone::Without("it ended without saying how".to_owned()),
             },
-            Followed::WorkerGone(how) => Gone::Without(killed_for.unwrap_or(how)),
+            Followed::WorkerGone(how) => killed_for.map_or(Gone::Without(how), Gone::Killed),
         })
     }
 
+    /// Another worker for a run whose own died, where the run may go on from what it kept: once.
+    async fn go_on(&self, dir: &RunDir, how: &str) -> Option<Worker> {
+        let looked = dir.clone();
+        let may = blocking(move || kiln_build::resume::may_go_on(&looked)).await.unwrap_or(false);
+        if !may || *self.wish.borrow() > Wish::None {
+            return None;
+        }
+        match self.inner.executor.start(dir).await {
+            Ok(worker) => {
+                tracing::warn!(run = %self.run.id, how, pid = worker.pid(), "a worker died; another one goes on");
+                Some(worker)
+            }
+            Err(error) => {
+                tracing::error!(run = %self.run.id, error = sentence(&error), "a run could not go on");
+                None
+            }
+        }
+    }
+
     /// Brings a run without a worker to its end, as its directory has it then.
-    ///
-    /// Here a run with a checkpoint will go on from there, once; there are no checkpoints yet.
     async fn settle(&self, dir: &RunDir, how: String) -> Settled {
         let (path, cause, request) = (dir.clone(), how.clone(), request(&self.inner, &self.run));
         let settled = match blocking(move || settle_request(&path, &request, &cause)).await {
@@ -477,7 +505,10 @@ enum Prepare {
 /// How following a worker ended.
 enum Gone {
     Ended(End),
+    /// It left no end.
     Without(String),
+    /// By us.
+    Killed(String),
 }
 
 enum Settled {

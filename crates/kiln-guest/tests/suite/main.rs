@@ -32,6 +32,7 @@ fn control() -> Control {
 fn short() -> Limits {
     Limits {
         banner: Duration::from_secs(3),
+        first_banner: Duration::from_secs(3),
         handshake: Duration::from_secs(5),
         wrong_host_key: Duration::from_millis(300),
         refused_login: Duration::from_millis(500),

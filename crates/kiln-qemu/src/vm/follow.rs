@@ -35,6 +35,8 @@ pub(super) struct Seen {
     pub(super) shutdown: Option<Shutdown>,
     /// How often the guest restarted itself.
     pub(super) resets: u32,
+    /// The guest's driver has begun to use the network card.
+    pub(super) network: bool,
     /// How many transfers of its memory have ended, and QEMU's word for the last one where it was not `completed`.
     pub(super) transfers: u32,
     pub(super) transfer_failed: Option<String>,
@@ -143,6 +145,7 @@ impl Follower {
                 let stop_code = info["arg1"].as_u64().filter(|_| info["type"] == "hyper-v");
                 self.doom(Fate::Panicked { stop_code });
             }
+            "NIC_RX_FILTER_CHANGED" => self.seen.send_modify(|seen| seen.network = true),
             "MIGRATION" => {
                 let status = text("status");
                 if matches!(status.as_str(), "completed" | "failed" | "cancelled") {

@@ -204,6 +204,20 @@ impl Vm {
         Ok(())
     }
 
+    /// Waits until the guest's driver uses the network card, for at most `limit`: not every driver tells. Who knocks before
+    /// that is held up for seconds: QEMU accepts the connection, and tries again but slowly to reach the guest.
+    pub async fn network_used(&self, control: &Control, limit: Duration) -> Result<(), VmError> {
+        let mut seen = self.seen.clone();
+        let used = async { seen.wait_for(|seen| seen.network).await.map(drop) };
+        match self.guard(&control.within(limit), used).await {
+            Ok(Ok(())) => Ok(()),
+            // The connection's end is QEMU's, which whatever comes next is told.
+            Ok(Err(_)) => Ok(()),
+            Err(VmError::Interrupted(_)) => Ok(control.check()?),
+            Err(error) => Err(error),
+        }
+    }
+
     /// How often the guest has restarted itself so far.
     pub fn resets(&self) -> u32 {
         self.seen.borrow().resets

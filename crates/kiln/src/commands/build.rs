@@ -152,7 +152,7 @@ pub(super) async fn carry_out(
             around.printer.warning(&format!("{}: {error}", run_dir.path().display()));
         }
     })?;
-    watch(around, wanted.json, run_dir, &worker, signals).await
+    watch(around, wanted.json, run_dir, worker, signals).await
 }
 
 pub(super) fn status_of(outcome: &Outcome) -> ExitStatus {
@@ -175,36 +175,47 @@ async fn watch(
     around: &Surroundings<'_>,
     json: bool,
     run_dir: &RunDir,
-    worker: &Worker,
+    mut worker: Worker,
     signals: &mut Signals,
 ) -> Result<Outcome, Failure> {
     // One task, two branches that both show things: never at the same time.
     let show = RefCell::new(Show::new(around.printer, json, around.verbose > 0));
-    let followed = {
-        let following = follow(run_dir, worker, |news| match news {
-            News::Event(event) => show.borrow_mut().event(event),
-            News::Log(bytes) => show.borrow_mut().log(bytes),
-            News::Changed => {}
-        });
-        tokio::pin!(following);
-        loop {
-            tokio::select! {
-                followed = &mut following => break followed,
-                stop = signals.next() => match stop {
-                    Stop::CleanUp => {
-                        let line = "stopping: the build ends and cleans up; Ctrl-C again kills it";
-                        show.borrow_mut().talk(&around.printer.format_warning(line));
-                        if let Err(error) = executor::cancel(run_dir) {
-                            show.borrow_mut().talk(&format!("cannot ask the build to stop: {error}"));
-                        }
+    let mut shown = Shown::default();
+    let mut stopping = false;
+    let followed = loop {
+        let followed = {
+            shown.begin_again();
+            let following = follow(run_dir, &worker, |news| match news {
+                News::Event(event) => {
+                    if shown.is_new(event) {
+                        show.borrow_mut().event(event);
                     }
-                    Stop::AtOnce => {
-                        show.borrow_mut().talk(&around.printer.format_warning("killing the build"));
-                        worker.kill();
+                }
+                News::Log(bytes) => show.borrow_mut().log(shown.new_part(bytes)),
+                News::Changed => {}
+            });
+            tokio::pin!(following);
+            loop {
+                tokio::select! {
+                    followed = &mut following => break followed,
+                    stop = signals.next() => {
+                        stopping = true;
+                        heed(around, stop, run_dir, &worker, &show);
                     }
-                },
+                }
             }
+        };
+        let gone = matches!(followed, Ok(Followed::WorkerGone(_)));
+        if gone && !stopping && kiln_build::resume::may_go_on(run_dir) {
+            show.borrow_mut().talk(
+                &around
+                    .printer
+                    .format_warning("the build's worker died; another one goes on from what was kept"),
+            );
+            worker = start_worker(around, run_dir).await?;
+            continue;
         }
+        break followed;
     };
     if let Followed::WorkerGone(how) =
         followed.context("cannot follow the run; it goes on without this command")?
@@ -214,6 +225,50 @@ async fn watch(
         show.borrow_mut().event(&last);
     }
     Ok(show.into_inner().finish())
+}
+
+/// What was shown of a run: whoever follows its second worker reads it from the beginning.
+#[derive(Debug, Default)]
+struct Shown {
+    next_seq: u64,
+    log_bytes: usize,
+    log_read: usize,
+}
+
+impl Shown {
+    fn begin_again(&mut self) {
+        self.log_read = 0;
+    }
+
+    fn is_new(&mut self, event: &RunEvent) -> bool {
+        let new = event.seq >= self.next_seq;
+        self.next_seq = self.next_seq.max(event.seq + 1);
+        new
+    }
+
+    fn new_part<'a>(&mut self, bytes: &'a [u8]) -> &'a [u8] {
+        let old = self.log_bytes.saturating_sub(self.log_read).min(bytes.len());
+        self.log_read += bytes.len();
+        self.log_bytes = self.log_bytes.max(self.log_read);
+        &bytes[old..]
+    }
+}
+
+/// Answers a request to stop.
+fn heed(around: &Surroundings<'_>, stop: Stop, run_dir: &RunDir, worker: &Worker, show: &RefCell<Show<'_>>) {
+    match stop {
+        Stop::CleanUp => {
+            let line = "stopping: the build ends and cleans up; Ctrl-C again kills it";
+            show.borrow_mut().talk(&around.printer.format_warning(line));
+            if let Err(error) = executor::cancel(run_dir) {
+                show.borrow_mut().talk(&format!("cannot ask the build to stop: {error}"));
+            }
+        }
+        Stop::AtOnce => {
+            show.borrow_mut().talk(&around.printer.format_warning("killing the build"));
+            worker.kill();
+        }
+    }
 }
 
 /// The end that settling wrote.
