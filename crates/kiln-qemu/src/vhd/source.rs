@@ -77,6 +77,12 @@ impl Source {
         Ok(Some(Self { files, extents: map.extents }))
     }
 
+    /// One file with everything.
+    #[cfg(test)]
+    pub fn of(path: &Path, extents: Vec<Extent>) -> Self {
+        Self { files: vec![open_regular(path)], extents }
+    }
+
     /// All blocks that have something, in order.
     pub fn blocks(&self) -> Vec<Block> {
         let mut blocks: Vec<Block> = Vec::new();

@@ -18,7 +18,7 @@ use super::copy::{CopyError, Copying};
 use super::source::Source;
 use super::*;
 use crate::disk::{BaseImage, DiskFormat, Image, Overlay, StoppedMachine};
-use crate::qemu_img::QemuImg;
+use crate::qemu_img::{Extent, QemuImg};
 
 fn in_time() -> Control {
     Control::ending_in(Duration::from_secs(60))
@@ -307,13 +307,42 @@ async fn nobody_waits_for_one_who_failed() {
         let CopyError::Write(error) = error else { panic!("{error:?}") };
         assert_eq!(error.raw_os_error(), Some(9), "EBADF: {error}");
     }
-    // A block that cannot be read, and all that come after it wait for it.
     let dest = OpenOptions::new().write(true).open(&path).unwrap();
     let panicking = |done, _| assert!(done < 20 * MIB, "as told to");
     let copying =
         Copying { source: &source, dest: &dest, footer: &footer, progress: &panicking, control: &control };
     let error = copying.run(true).unwrap_err();
     assert!(matches!(&error, CopyError::Write(error) if error.to_string().contains("panicked")), "{error:?}");
+}
+
+/// All buffers there are wait for the turn of the one block that never comes.
+#[test]
+fn a_block_that_cannot_be_read_ends_it() {
+    let chain = many_blocks();
+    let length = 4096;
+    // Beyond what a file can have (pread(2), EINVAL).
+    let offset = |number| if number == 3 { 1 << 63 } else { 0 };
+    let extents = (0..100)
+        .map(|number| Extent { start: number * 2 * MIB, length, layer: 0, offset: offset(number) })
+        .collect();
+    let source = Source::of(&chain.path("base"), extents);
+    let (path, (told, ended)) = (chain.path("dest"), std::sync::mpsc::channel());
+    std::thread::spawn(move || {
+        let footer = Footer::fixed(200 * MIB, UNIX_EPOCH, Uuid::nil()).unwrap();
+        let (dest, control) = (File::create(path).unwrap(), in_time());
+        let copying = Copying {
+            source: &source,
+            dest: &dest,
+            footer: &footer,
+            progress: &|_, _| {},
+            control: &control,
+        };
+        told.send([true, false].map(|with_sha256| copying.run(with_sha256))).unwrap();
+    });
+    for error in ended.recv_timeout(Duration::from_secs(30)).expect("somebody waits for ever") {
+        let Err(CopyError::Read(error)) = error else { panic!("{error:?}") };
+        assert_eq!((error.path, error.source.raw_os_error()), (chain.path("base"), Some(22)));
+    }
 }
 
 #[tokio::test]
