@@ -18,10 +18,11 @@ test-wine: ## Set up the lab on Wine and run its suite alone (KILN_PWSH_WIN; wit
 check: ## Format, lints and the tests that need no guest (the inner loop)
 	@scripts/test check
 
-bench: ## Time builds and uploads against packer, and a server under load
+bench: ## Time builds and uploads against packer, the VHD writer, and a server under load
 	@scripts/bench
 	@scripts/bench-load
 	@scripts/bench-upload
+	@scripts/bench-vhd
 
 deb: ## Build the Debian package, with the service (target/deb)
 	@scripts/setup deb && scripts/deb

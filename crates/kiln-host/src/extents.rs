@@ -54,6 +54,11 @@ impl ExtentHasher {
         }
     }
 
+    /// Takes over the blocks that another was told of: one on each thread, and one at the end.
+    pub fn absorb(&mut self, other: Self) {
+        self.blocks.extend(other.blocks);
+    }
+
     /// The digest of a file of `length` bytes, each of whose blocks was told at most once.
     pub fn finish(mut self, length: u64) -> [u8; 32] {
         self.blocks.sort_unstable_by_key(|(number, _)| *number);
@@ -178,6 +183,13 @@ mod tests {
                 told.block(number as u64, block);
             }
             assert_eq!(sparse, told.finish(*length), "told backwards: case {number}");
+            let (mut even, mut odd) = (ExtentHasher::new(), ExtentHasher::new());
+            for (number, block) in bytes.chunks(1 << 20).enumerate() {
+                let hasher = if number % 2 == 0 { &mut even } else { &mut odd };
+                hasher.block(number as u64, block);
+            }
+            odd.absorb(even);
+            assert_eq!(sparse, odd.finish(*length), "told to two: case {number}");
             seen.push(sparse);
         }
         seen.sort_unstable();

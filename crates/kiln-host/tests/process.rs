@@ -138,6 +138,19 @@ mod tests {
     }
 
     #[tokio::test]
+    async fn what_is_streamed_may_be_longer_than_what_is_kept() {
+        let seen = Arc::new(Mutex::new(0));
+        let watch = {
+            let seen = Arc::clone(&seen);
+            move |bytes: &[u8]| *seen.lock().unwrap() += bytes.len()
+        };
+        sh("head -c 20000000 /dev/zero").run_streamed(&in_time(), watch).await.unwrap();
+        assert_eq!(*seen.lock().unwrap(), 20_000_000);
+        let error = sh("echo why >&2; exit 3").run_streamed(&in_time(), |_| {}).await.unwrap_err();
+        assert!(error.to_string().contains("why"), "{error}");
+    }
+
+    #[tokio::test]
     async fn progress_is_seen_while_the_program_runs() {
         let seen = Arc::new(Mutex::new(Vec::new()));
         let watch = {

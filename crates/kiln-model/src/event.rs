@@ -159,6 +159,10 @@ pub struct RunOutput {
     pub virtual_size: u64,
     /// Digest of the file, as `sha256sum FILE` prints it.
     pub sha256: Sha256,
+    /// The file's extent digest, `kiln-extents-1`: of its length and of those of its blocks of 1 MiB that are not all
+    /// zeros, so that checking the file again costs a read of its data and not of its size. Older records have none.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub extents: Option<Sha256>,
     pub source: OutputSource,
     pub template_name: String,
     pub template_sha256: Sha256,

@@ -11,6 +11,10 @@ use serde::Deserialize;
 use crate::argv::escaped;
 use crate::disk::DiskFormat;
 
+mod map;
+
+pub use map::{Extent, Map};
+
 /// The program, found by [`crate::host::Qemu::find`].
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct QemuImg {
@@ -21,6 +25,8 @@ pub struct QemuImg {
 #[derive(Clone, Debug, PartialEq, Eq, Deserialize)]
 #[serde(rename_all = "kebab-case")]
 pub struct ImageInfo {
+    /// As qemu-img opened it: a path, or for what is no file an address of its own kind.
+    pub filename: PathBuf,
     /// Bytes, as the guest sees it.
     pub virtual_size: u64,
     /// Bytes it takes on the host's disk; absent where the host does not say.
@@ -57,8 +63,12 @@ impl ImageInfo {
     /// A file beside the image itself that its contents come from: opening such an image opens that file, with our
     /// rights.
     pub fn other_file(&self) -> Option<&Path> {
-        let data = self.format_specific.as_ref().and_then(|specific| specific.data.as_ref());
-        self.backing_filename.as_deref().or_else(|| data?.data_file.as_deref())
+        self.backing_filename.as_deref().or_else(|| self.data_file())
+    }
+
+    /// The file that has a qcow2's clusters where the image itself has not.
+    pub fn data_file(&self) -> Option<&Path> {
+        self.format_specific.as_ref()?.data.as_ref()?.data_file.as_deref()
     }
 
     /// Whether the image is made of several files (VMDK descriptors).
@@ -115,6 +125,25 @@ impl QemuImg {
             self.command("info").args(["-f", format.name(), "--output=json"]).arg(path).run_blocking()?;
         serde_json::from_slice(&output.stdout)
             .map_err(|source| QemuImgError::Answer { path: path.to_owned(), source })
+    }
+
+    /// What [`QemuImg::info`] says, of the image and of all that lies below it, from the top down.
+    pub async fn info_of_chain(
+        &self,
+        path: &Path,
+        format: DiskFormat,
+        control: &Control,
+    ) -> Result<Vec<ImageInfo>, QemuImgError> {
+        let command = self.command("info").args(["-f", format.name(), "--backing-chain", "--output=json"]);
+        let output = command.arg(path).run(control).await?;
+        serde_json::from_slice(&output.stdout)
+            .map_err(|source| QemuImgError::Answer { path: path.to_owned(), source })
+    }
+
+    /// Where the bytes of an image and of all that lies below it are.
+    pub async fn map(&self, path: &Path, format: DiskFormat, control: &Control) -> Result<Map, QemuImgError> {
+        let command = self.command("map").args(["-f", format.name(), "--output=json"]).arg(path);
+        map::read(&command, path, control).await
     }
 
     /// Makes a qcow2 file over `backing`, which is recorded as an absolute path with its format.

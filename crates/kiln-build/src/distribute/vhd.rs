@@ -11,7 +11,7 @@ use std::time::{Duration, SystemTime};
 use kiln_host::publish::{Aside, write_file};
 use kiln_model::catalog::Os;
 use kiln_model::event::{OutputSource, RUN_OUTPUT_FORMAT, RunOutput, StepRef, Unit};
-use kiln_qemu::vhd::{self, FooterOptions, Progress};
+use kiln_qemu::vhd::{self, FooterOptions};
 
 use crate::context::Run;
 use crate::error::BuildError;
@@ -41,13 +41,8 @@ pub(super) async fn publish(
 
     let aside = Aside::create(folder.join(&file), 0o644).map_err(failed)?;
     let (journal, reference) = (run.journal.clone(), step.clone());
-    // Copying and hashing take about as long as each other.
-    let progress = move |progress| {
-        let done = match progress {
-            Progress::Copying { percent } => u64::from(percent),
-            Progress::Hashing { percent } => 100 + u64::from(percent),
-        };
-        journal.step_progress(&reference, done, 200, Unit::Items);
+    let progress = move |percent: u8| {
+        journal.step_progress(&reference, percent.into(), 100, Unit::Items);
     };
     let footer = footer_options(run);
     let image = &image.image;
@@ -71,6 +66,7 @@ pub(super) async fn publish(
         size: written.file_size,
         virtual_size: written.virtual_size,
         sha256: written.sha256.into(),
+        extents: Some(written.extents.into()),
         source: OutputSource {
             name: run.plan.source.name.clone(),
             version: run.plan.source.version.clone(),

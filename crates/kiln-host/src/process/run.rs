@@ -39,7 +39,7 @@ impl Invocation {
     /// Runs the program to its end on this thread. Anything but exit status 0 is an error. Not interruptible: for
     /// programs that end by themselves, and soon.
     pub fn run_blocking(&self) -> Result<Output, ProcessError> {
-        self.drive(&Leash::default(), |_| {})
+        self.drive(Keep::First(STDOUT_LIMIT), &Leash::default(), |_| {})
     }
 
     /// Runs the program to its end. An interruption, or dropping the future, kills its process group.
@@ -54,11 +54,30 @@ impl Invocation {
         control: &Control,
         watch: impl FnMut(&[u8]) + Send + 'static,
     ) -> Result<Output, ProcessError> {
+        self.run_keeping(Keep::First(STDOUT_LIMIT), control, watch).await
+    }
+
+    /// Like [`Invocation::run_watched`], but keeps nothing of stdout: for programs that say more than should be in
+    /// memory at once.
+    pub async fn run_streamed(
+        &self,
+        control: &Control,
+        watch: impl FnMut(&[u8]) + Send + 'static,
+    ) -> Result<(), ProcessError> {
+        self.run_keeping(Keep::Last(0), control, watch).await.map(drop)
+    }
+
+    async fn run_keeping(
+        &self,
+        keep: Keep,
+        control: &Control,
+        watch: impl FnMut(&[u8]) + Send + 'static,
+    ) -> Result<Output, ProcessError> {
         let leash = PullOnDrop(Arc::new(Leash::default()));
         let (done_tx, mut done) = oneshot::channel();
         let thread = {
             let (invocation, leash) = (self.clone(), Arc::clone(&leash.0));
-            move || drop(done_tx.send(invocation.drive(&leash, watch)))
+            move || drop(done_tx.send(invocation.drive(keep, &leash, watch)))
         };
         thread::Builder::new()
             .name(self.thread_name())
@@ -80,6 +99,7 @@ impl Invocation {
 
     fn drive(
         &self,
+        keep: Keep,
         leash: &Leash,
         watch: impl FnMut(&[u8]) + Send + 'static,
     ) -> Result<Output, ProcessError> {
@@ -90,7 +110,7 @@ impl Invocation {
             .map_err(|error| self.start_error(error))?;
         leash.started(child.id());
         let readers = child.stdout.take().zip(child.stderr.take()).map(|(stdout, stderr)| {
-            let stdout = Reader::start(stdout, Keep::First(STDOUT_LIMIT), watch);
+            let stdout = Reader::start(stdout, keep, watch);
             let stderr = Reader::start(stderr, Keep::Last(STDERR_END), |_| {});
             (stdout, stderr)
         });

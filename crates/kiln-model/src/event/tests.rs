@@ -21,6 +21,7 @@ fn output(name: &str) -> RunOutput {
         size: 4_294_967_808,
         virtual_size: 4_294_967_296,
         sha256: Sha256::from_bytes([0x22; 32]),
+        extents: Some(Sha256::from_bytes([0x44; 32])),
         source: OutputSource {
             name: "debian-12".to_owned(),
             version: "12.20250101.0".to_owned(),
@@ -129,6 +130,11 @@ fn the_run_output_format_is_golden() {
     let text = output.to_json();
     expect_file!["../../../../tests/fixtures/golden/run-output.json"].assert_eq(&text);
     assert_eq!(RunOutput::from_json(&text).unwrap(), output);
+    // A record of before there were extent digests.
+    let older = RunOutput { extents: None, ..output };
+    let lines: Vec<_> = text.lines().filter(|line| !line.contains("\"extents\"")).collect();
+    assert_eq!(older.to_json().trim_end(), lines.join("\n"));
+    assert_eq!(RunOutput::from_json(&older.to_json()).unwrap(), older);
     let newer = text.replace("\"format\": 1", "\"format\": 2");
     assert!(matches!(RunOutput::from_json(&newer), Err(FormatError::Newer { found: 2, .. })));
 }
