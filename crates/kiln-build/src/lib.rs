@@ -124,7 +124,7 @@ async fn from_machine(
 
     run.journal.phase(Phase::Customizing);
     let guest = customize::run(run, guest, inputs, lineage).await?;
-    let image = generalize::run(run, guest).await?;
-    lineage.keep_image(run, &image).await;
+    let mut image = generalize::run(run, guest).await?;
+    lineage.keep_image(run, &mut image).await;
     Ok(image)
 }

@@ -163,6 +163,9 @@ pub struct RunOutput {
     /// zeros, so that checking the file again costs a read of its data and not of its size. Older records have none.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub extents: Option<Sha256>,
+    /// Of all that led to the image, where a build kept it: a later build that comes to the same leaves the file as it is.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub image: Option<Sha256>,
     pub source: OutputSource,
     pub template_name: String,
     pub template_sha256: Sha256,

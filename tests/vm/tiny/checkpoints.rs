@@ -80,10 +80,19 @@ fn a_build_goes_on_at_the_first_step_that_changed() {
         "{:?}",
         again.steps_done()
     );
-    assert!(
-        std::fs::read(again.vhd()).unwrap()[..vhd.len() - 512] == vhd[..vhd.len() - 512],
-        "the same disk"
+    assert_has(&again.log(), "the VHD that is there is of the same image; its data was verified");
+    assert_eq!(std::fs::read(again.vhd()).unwrap(), vhd);
+    assert_eq!(
+        again.result["outputs"][0]["output"]["sha256"],
+        fresh.result["outputs"][0]["output"]["sha256"]
     );
+
+    // A file that is not what it was is written again.
+    std::fs::OpenOptions::new().write(true).open(again.vhd()).unwrap().write_all_at(b"x", 64 << 20).unwrap();
+    let mended = kiln.build(&template).succeeded();
+    let disk = vhd.len() - 512;
+    assert!(std::fs::read(mended.vhd()).unwrap()[..disk] == vhd[..disk], "the same disk");
+    assert!(!mended.log().contains("its data was verified"));
 
     // The last step has changed: the machine goes on, and its image has what the first step wrote.
     let changed =

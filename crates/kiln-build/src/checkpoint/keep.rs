@@ -87,7 +87,7 @@ impl Lineage {
     }
 
     /// Keeps the finished image, if all that led to it may be kept.
-    pub async fn keep_image(&mut self, run: &Run, image: &Generalized) {
+    pub async fn keep_image(&mut self, run: &Run, image: &mut Generalized) {
         let Some(mut keeping) = self.keeping.take() else { return };
         keeping.settle(run).await;
         let last = keeping.chain.customizers();
@@ -101,8 +101,9 @@ impl Lineage {
             link(image.image.path(), &keeping.next.folder().join(DISK))?;
             publish(keeping.next, manifest, false, Vec::new(), &keys).await
         };
-        if let Err(why) = kept.await {
-            run.journal.warn(format!("the finished image is not kept for later runs: {why}"));
+        match kept.await {
+            Ok(_) => image.key = Some(key),
+            Err(why) => run.journal.warn(format!("the finished image is not kept for later runs: {why}")),
         }
         evict(run, limit);
     }

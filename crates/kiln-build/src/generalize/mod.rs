@@ -6,6 +6,7 @@ mod linux;
 mod windows;
 
 use kiln_library::ImageLease;
+use kiln_model::Sha256;
 use kiln_qemu::disk::{Image, Overlay, StoppedMachine};
 
 use crate::boot;
@@ -18,13 +19,17 @@ use crate::guest::ConnectedGuest;
 #[derive(Debug)]
 pub struct Generalized {
     pub image: Image,
+    /// Of all that led to it, where that is known.
+    pub key: Option<Sha256>,
+    /// An earlier run made it.
+    pub reused: bool,
     /// An overlay is nothing without its base image, which must stay until the last target has it.
     _lease: ImageLease,
 }
 
 impl Generalized {
     fn new(stopped: StoppedMachine, lease: ImageLease) -> Self {
-        Self { image: stopped.into_image(), _lease: lease }
+        Self { image: stopped.into_image(), key: None, reused: false, _lease: lease }
     }
 }
 
@@ -38,7 +43,8 @@ pub async fn kept(run: &Run, earlier: &Earlier) -> Result<Generalized, BuildErro
     let lease = boot::base_in_use(run).await?;
     let disk = Overlay::reopen(run.qemu.img(), earlier.disk(run))
         .map_err(|source| BuildError::Disk { act: "open the finished image", source })?;
-    Ok(Generalized { image: Image::kept(disk), _lease: lease })
+    let key = Some(earlier.manifest().key);
+    Ok(Generalized { image: Image::kept(disk), key, reused: true, _lease: lease })
 }
 
 pub async fn run(run: &Run, guest: ConnectedGuest) -> Result<Generalized, BuildError> {

@@ -22,6 +22,7 @@ fn output(name: &str) -> RunOutput {
         virtual_size: 4_294_967_296,
         sha256: Sha256::from_bytes([0x22; 32]),
         extents: Some(Sha256::from_bytes([0x44; 32])),
+        image: Some(Sha256::from_bytes([0x55; 32])),
         source: OutputSource {
             name: "debian-12".to_owned(),
             version: "12.20250101.0".to_owned(),

@@ -85,6 +85,7 @@ impl Server {
             virtual_size: size.saturating_sub(512),
             sha256: digest,
             extents: None,
+            image: None,
             source: OutputSource {
                 name: "debian-12".to_owned(),
                 version: "1.0.0".to_owned(),
