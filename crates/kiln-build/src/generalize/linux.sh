@@ -7,15 +7,23 @@ set -u
 user=$1
 failed=
 try() { "$@" || failed="$failed [$*]"; }
-# Overwritten before they go: a freed block keeps its content until it is trimmed.
+# Overwritten before they go: a freed block keeps its content until it is trimmed. All at once, as each wait for the disk
+# costs an emulated guest more than the writing.
 wipe() {
   for file in "$@"; do
     if [ -f "$file" ] && [ ! -L "$file" ]; then
       size=$(wc -c < "$file") || continue
-      dd if=/dev/zero of="$file" bs=4096 count=$(((size + 4095) / 4096)) conv=notrunc,fsync 2> /dev/null
-      rm -f "$file"
+      dd if=/dev/zero of="$file" bs=4096 count=$(((size + 4095) / 4096)) conv=notrunc 2> /dev/null
+      printf '%s\n' "$file" >> /run/kiln-wiped
     fi
   done
+}
+# What was overwritten is on the disk before its blocks are free.
+wiped() {
+  [ -f /run/kiln-wiped ] || return 0
+  sync
+  while IFS= read -r file; do rm -f "$file"; done < /run/kiln-wiped
+  rm -f /run/kiln-wiped
 }
 
 # Keys and what cloud-init kept of the user data.
@@ -29,6 +37,7 @@ for dir in /var/lib/cloud "$home"; do
 done
 wipe /etc/ssh/ssh_host_*_key /etc/ssh/ssh_host_*_key.pub /etc/ssh/ssh_host_*-cert.pub
 wipe /var/log/cloud-init.log /var/log/cloud-init-output.log
+wiped
 try rm -rf /var/lib/cloud /var/tmp/cloud-init
 # cloud-init made it for keys that were not given.
 [ -s /root/.ssh/authorized_keys ] || rm -f /root/.ssh/authorized_keys
@@ -50,6 +59,7 @@ if [ -n "$home" ]; then
     # The tools' backups still name it.
     if [ -f "$file-" ] && grep -q "^$user:" "$file-"; then wipe "$file-"; fi
   done
+  wiped
 fi
 
 # What cloud-init and the network of this build left behind.

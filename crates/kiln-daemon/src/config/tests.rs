@@ -77,6 +77,7 @@ fn every_example_in_the_example_can_be_used() {
         access,
         environment,
         runs,
+        checkpoints: _,
         retention,
         inputs,
         templates: _,

@@ -4,6 +4,7 @@
 mod disks;
 #[cfg(test)]
 mod freeze;
+#[cfg(test)]
 mod guest;
 #[cfg(test)]
 mod vm;
