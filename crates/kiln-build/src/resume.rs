@@ -13,6 +13,8 @@ use kiln_qemu::vm::VmError;
 use crate::error::BuildError;
 use crate::run_dir::{Request, RunDir, RunRequest};
 
+/// What is said of a machine that could not be kept.
+pub(crate) const NOT_KEPT: &str = "not kept";
 /// A run has so many attempts at most.
 pub const ATTEMPTS: u32 = 2;
 
@@ -43,8 +45,8 @@ pub(crate) fn kept_something(events: &[u8]) -> bool {
     let kept = log.events.iter().any(|event| {
         matches!(
             &event.event,
-            RunEventKind::StepEnded { step, outcome: StepOutcome::Succeeded, .. }
-                if step.id.starts_with("checkpoint/") || step.id == "restore"
+            RunEventKind::StepEnded { step, outcome: StepOutcome::Succeeded, message, .. }
+                if (step.id.starts_with("checkpoint/") && message != NOT_KEPT) || step.id == "restore"
         )
     });
     kept && !ended

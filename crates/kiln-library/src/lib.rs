@@ -41,7 +41,7 @@ mod upload;
 
 pub use checkpoints::{
     BaseMark, CHECKPOINT_FORMAT, ChainLink, CheckpointDraft, CheckpointKind, CheckpointLease,
-    CheckpointShelf, Evicted, MachineMark, Manifest, Removed, ShelvedCheckpoint, StepInput, StepMark,
+    CheckpointShelf, Evicted, MachineMark, Making, Manifest, Removed, ShelvedCheckpoint, StepInput, StepMark,
     StoredFile, Verify,
 };
 pub use error::{FetchError, ImageError, InputError, LibraryError, UploadError};

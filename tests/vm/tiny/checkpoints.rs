@@ -168,6 +168,34 @@ fn two_that_go_on_from_one_have_their_own_time_and_randomness() {
     }
 }
 
+/// Of two that come to the same, one makes it and the other waits: it starts no guest until then.
+#[test]
+fn builds_at_once_do_what_they_share_once() {
+    let kiln = keeping();
+    let template = |last: &str| {
+        let out = format!("out-{last}");
+        tiny()
+            .shell(
+                "shared",
+                ["sleep 3; head -c 16 /dev/urandom | od -An -tx1 > /tmp/r; sudo mv /tmp/r /srv/random"],
+            )
+            .shell("own", [&*format!("echo {last} > /tmp/o; sudo mv /tmp/o /srv/own")])
+            .with("distribute", json!([{ "type": "VHD", "runOutputName": out }]))
+    };
+    let first = kiln.start(&template("one"));
+    first.until_step("boot");
+    let second = kiln.start(&template("two")).wait().succeeded();
+    let first = first.wait().succeeded();
+    let done = second.steps_done();
+    assert!(done.contains(&"elsewhere".into()) && done.contains(&"restore".into()), "{done:?}");
+    assert!(!done.contains(&"boot".into()) && !done.contains(&"customize/1".into()), "{done:?}");
+    let (first, second) = (Disk::open(&first.vhd()), Disk::open(&second.vhd()));
+    assert_eq!(first.text("/srv/random"), second.text("/srv/random"));
+    assert_eq!((first.text("/srv/own"), second.text("/srv/own")), ("one\n".into(), "two\n".into()));
+    let left = kiln.data().join("library/checkpoints.making").read_dir().unwrap().count();
+    assert_eq!(left, 0, "no lock files pile up");
+}
+
 #[test]
 fn a_damaged_checkpoint_is_left_out_and_the_build_goes_another_way() {
     let kiln = keeping();

@@ -11,7 +11,8 @@ use std::time::Duration;
 
 use kiln_host::extents::extent_digest;
 use kiln_library::{
-    CheckpointDraft, CheckpointKind, CheckpointLease, Library, LibraryError, Manifest, StepMark, StoredFile,
+    CheckpointDraft, CheckpointKind, CheckpointLease, Library, LibraryError, Making, Manifest, StepMark,
+    StoredFile,
 };
 use kiln_model::Sha256;
 use kiln_qemu::disk::Overlay;
@@ -24,6 +25,7 @@ use crate::error::{BuildError, sentence};
 use crate::generalize::Generalized;
 use crate::guest::LinuxGuest;
 use crate::journal::now;
+use crate::resume::NOT_KEPT;
 
 const MEMORY: &str = "memory";
 /// The UEFI variables of the machine.
@@ -78,7 +80,7 @@ impl Lineage {
             }
             Err(Trouble::Fatal(error)) => Err(error),
             Err(Trouble::NotKept(why)) => {
-                step.succeed("not kept");
+                step.succeed(NOT_KEPT);
                 run.journal.warn(format!("no more checkpoints: {why}"));
                 self.stop(run).await;
                 Ok(())
@@ -178,8 +180,11 @@ impl Keeping {
         // In their order: whoever is found on the shelf finds what it lies on.
         self.settle(run).await;
         let (library, limit) = (run.library.clone(), self.size_limit);
+        let made = self.take_making(key);
         self.publishing = Some(tokio::spawn(async move {
             let published = publish(draft, manifest, with_memory, more, &keys).await;
+            // Whoever waits for it finds it now.
+            drop(made);
             evict_from(&library, limit);
             published
         }));
@@ -193,6 +198,11 @@ impl Keeping {
             Ok(lease) => self.last = Some(lease),
             Err(why) => run.journal.warn(format!("a checkpoint was not kept: {why}")),
         }
+    }
+
+    fn take_making(&mut self, key: Sha256) -> Option<Making> {
+        let at = self.making.iter().position(|(made, _)| *made == key)?;
+        Some(self.making.swap_remove(at).1)
     }
 
     fn manifest(&self, run: &Run, kind: CheckpointKind, key: Sha256) -> Manifest {

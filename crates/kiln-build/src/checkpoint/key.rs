@@ -11,6 +11,7 @@ use kiln_host::digest::sha256;
 use kiln_library::StepInput;
 use kiln_model::Sha256;
 use kiln_model::plan::{BuildPlan, Customizer, CustomizerAction, Script};
+use kiln_model::policy::CachePolicy;
 
 use crate::generalize;
 use crate::seed;
@@ -75,6 +76,16 @@ impl Chain {
         Self { image: key(links.last().map(|link| link.key), &last), links }
     }
 
+    /// The states from `link` on that other runs may come to and find kept, with what they are, as far as the policy keeps
+    /// any. The finished image is the last.
+    pub fn shared(&self, link: usize, policy: &CachePolicy) -> impl Iterator<Item = (Sha256, &str)> {
+        let kept = |link: usize| policy.keeps(u32::try_from(link).unwrap_or(u32::MAX));
+        let image =
+            (link <= self.links.len() && kept(self.customizers())).then_some((self.image, "the image"));
+        let states = self.links.iter().enumerate().skip(link).take_while(move |(link, _)| kept(*link));
+        states.map(|(_, link)| (link.key, link.title.as_str())).chain(image)
+    }
+
     /// The customizers, without the first boot.
     pub fn customizers(&self) -> usize {
         self.links.len() - 1
@@ -131,4 +142,114 @@ fn key(before: Option<Sha256>, ingredients: &[StepInput]) -> Sha256 {
         bytes.extend(part.sha256.as_bytes());
     }
     Sha256::from_bytes(sha256(&bytes))
+}
+
+#[cfg(test)]
+mod tests {
+    use kiln_model::plan::{InputLocation, InputRef};
+
+    use super::*;
+
+    /// The plan that other tests hold: Shell inline, Shell fetched, PowerShell, File.
+    fn plan() -> BuildPlan {
+        let golden = concat!(env!("CARGO_MANIFEST_DIR"), "/../../tests/fixtures/golden/plan.json");
+        BuildPlan::from_json(&std::fs::read_to_string(golden).unwrap()).unwrap()
+    }
+
+    fn inputs(position: u32) -> Option<Sha256> {
+        Some(Sha256::from_bytes([u8::try_from(position).unwrap(); 32]))
+    }
+
+    /// From which link on the keys differ from those of the golden plan.
+    fn first_changed(change: impl FnOnce(&mut BuildPlan)) -> Option<usize> {
+        let mut changed = plan();
+        change(&mut changed);
+        differing(&Chain::of(&plan(), &inputs), &Chain::of(&changed, &inputs))
+    }
+
+    fn differing(one: &Chain, other: &Chain) -> Option<usize> {
+        let at = one.links.iter().zip(&other.links).position(|(one, other)| one.key != other.key);
+        // What follows a change has changed.
+        if let Some(at) = at {
+            assert!(one.links[at..].iter().zip(&other.links[at..]).all(|(one, other)| one.key != other.key));
+            assert_ne!(one.image, other.image);
+        }
+        at
+    }
+
+    fn fetched(plan: &mut BuildPlan, url: &str) {
+        let location = InputLocation::Url(url.to_owned());
+        let script = Script::Fetched(InputRef { location, sha256: None });
+        plan.customizers[1].action = CustomizerAction::Shell { script };
+    }
+
+    #[test]
+    fn every_byte_that_leads_to_a_state_counts() {
+        assert_eq!(first_changed(|plan| plan.source.sha256 = Sha256::from_bytes([1; 32])), Some(0));
+        assert_eq!(first_changed(|plan| plan.machine.disk_bytes += 1 << 20), Some(0));
+        assert_eq!(first_changed(|plan| plan.machine.vcpus = 1), Some(0));
+        assert_eq!(first_changed(|plan| plan.machine.memory_mib = 1), Some(0));
+        let inline = |lines: &[&str]| {
+            let lines = lines.iter().map(|line| (*line).to_owned()).collect();
+            CustomizerAction::Shell { script: Script::Inline(lines) }
+        };
+        assert_eq!(first_changed(|plan| plan.customizers[0].action = inline(&["a", "c"])), Some(1));
+        assert_eq!(first_changed(|plan| plan.customizers[0].action = inline(&["a b"])), Some(1));
+        assert_eq!(first_changed(|plan| plan.customizers[1].action = inline(&["a"])), Some(2));
+        assert_eq!(first_changed(|plan| plan.customizers.swap(0, 1)), Some(1));
+        let powershell = |plan: &mut BuildPlan| {
+            let CustomizerAction::PowerShell { valid_exit_codes, .. } = &mut plan.customizers[2].action
+            else {
+                panic!("the third is a PowerShell customizer")
+            };
+            valid_exit_codes.push(4);
+        };
+        assert_eq!(first_changed(powershell), Some(3));
+        let destination = |plan: &mut BuildPlan| {
+            let CustomizerAction::File { destination, .. } = &mut plan.customizers[3].action else {
+                panic!("the fourth is a File customizer")
+            };
+            *destination = "/tmp/g".to_owned();
+        };
+        assert_eq!(first_changed(destination), Some(4));
+        let other =
+            |position| if position == 2 { Some(Sha256::from_bytes([9; 32])) } else { inputs(position) };
+        let (one, two) = (Chain::of(&plan(), &inputs), Chain::of(&plan(), &other));
+        assert_eq!(differing(&one, &two), Some(2), "another script under the same address");
+        let mut deprovisioned = plan();
+        deprovisioned.deprovision = Some("other".to_owned());
+        assert_ne!(one.image, Chain::of(&deprovisioned, &inputs).image);
+    }
+
+    #[test]
+    fn names_and_addresses_do_not_count() {
+        assert_eq!(first_changed(|plan| plan.customizers[0].name = "other".to_owned()), None);
+        assert_eq!(first_changed(|plan| fetched(plan, "https://elsewhere/b.sh")), None);
+        assert_eq!(first_changed(|plan| plan.template_name = "other".to_owned()), None);
+        assert_eq!(first_changed(|plan| plan.distributors.clear()), None);
+        assert_eq!(first_changed(|plan| plan.source.path = "/elsewhere".into()), None);
+    }
+
+    #[test]
+    fn a_file_takes_no_age_and_scripts_do() {
+        let networked: Vec<bool> =
+            Chain::of(&plan(), &inputs).links.iter().map(|link| link.networked).collect();
+        assert_eq!(networked, [false, true, true, true, false]);
+    }
+
+    #[test]
+    fn what_others_may_wait_for_ends_where_nothing_is_kept() {
+        let chain = Chain::of(&plan(), &inputs);
+        let titles = |policy: &CachePolicy, from: usize| -> Vec<String> {
+            chain.shared(from, policy).map(|(_, title)| title.to_owned()).collect()
+        };
+        let all = CachePolicy::default();
+        assert_eq!(titles(&all, 3), ["PowerShell #3", "File #4", "the image"]);
+        assert_eq!(titles(&all, 5), ["the image"]);
+        assert_eq!(titles(&all, 6), [""; 0]);
+        let secret =
+            CachePolicy::read("customizers: [{position: 3, secret: true}]", &plan().customizers).unwrap();
+        assert_eq!(titles(&secret, 1), ["Shell \"one\"", "Shell #2"]);
+        assert_eq!(titles(&secret, 3), [""; 0]);
+    }
 }

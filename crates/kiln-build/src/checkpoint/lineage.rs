@@ -5,7 +5,7 @@ use std::path::{Path, PathBuf};
 
 use jiff::Timestamp;
 use kiln_library::{
-    BaseMark, CheckpointDraft, CheckpointLease, LibraryError, MachineMark, Manifest, StepMark, Verify,
+    BaseMark, CheckpointDraft, CheckpointLease, LibraryError, MachineMark, Making, Manifest, StepMark, Verify,
 };
 use kiln_model::Sha256;
 use kiln_model::catalog::Login;
@@ -93,6 +93,8 @@ pub(crate) struct Keeping {
     /// Where the present layer goes next.
     pub(super) next: CheckpointDraft,
     pub(super) keys: Option<LineageKeys>,
+    /// States that this run makes while others that come to them wait.
+    pub(super) making: Vec<(Sha256, Making)>,
     pub(super) publishing: Option<Publishing>,
     /// What was published last: it stays while something is to lie on it.
     pub(super) last: Option<CheckpointLease>,
@@ -127,9 +129,12 @@ impl Lineage {
         let portrait = crate::boot::portrait(run).await?;
         let machine =
             MachineMark { digest: Sha256::from_bytes(portrait.digest()), lines: portrait.lines().to_vec() };
-        let begin = if wishes.reuse { reuse(run, wishes, &chain, &machine).await? } else { Begin::Base };
+        let (begin, making) = match wishes.reuse {
+            true => together(run, wishes, &chain, &machine).await?,
+            false => (Begin::Base, Vec::new()),
+        };
         let keeping = match wishes.keep {
-            true => Some(Keeping::new(run, wishes, chain, machine, &begin)?),
+            true => Some(Keeping::new(run, wishes, chain, machine, &begin, making)?),
             false => None,
         };
         Ok(Self { begin, keeping })
@@ -202,6 +207,7 @@ impl Keeping {
         chain: Chain,
         machine: MachineMark,
         begin: &Begin,
+        making: Vec<(Sha256, Making)>,
     ) -> Result<Self, BuildError> {
         let source = &run.plan.source;
         let (parent, steps) = match begin {
@@ -224,9 +230,51 @@ impl Keeping {
             steps,
             next: run.library.draft_checkpoint()?,
             keys: None,
+            making,
             publishing: None,
             last: None,
         })
+    }
+}
+
+/// Where the run begins, when others may come to the same states at this moment: one makes them, and the others wait.
+async fn together(
+    run: &Run,
+    wishes: &CheckpointWishes,
+    chain: &Chain,
+    machine: &MachineMark,
+) -> Result<(Begin, Vec<(Sha256, Making)>), BuildError> {
+    loop {
+        let (begin, said) = reuse(run, wishes, chain, machine).await?;
+        let next = match &begin {
+            Begin::Base => 0,
+            Begin::Warm(earlier) | Begin::Cold(earlier) => earlier.after + 1,
+            Begin::Image(_) => chain.links.len() + 1,
+        };
+        let mut wanted = chain.shared(next, &wishes.policy);
+        let taken = match wanted.next().filter(|_| wishes.keep) {
+            Some((key, title)) => match run.library.make_alone(key)? {
+                Some(making) => vec![(key, making)],
+                None => {
+                    let waiting = format!("wait for another run that comes to the same: {title}");
+                    let step = run.journal.step("elsewhere", waiting);
+                    run.library.made_elsewhere(key, &run.control).await?;
+                    step.succeed("");
+                    continue;
+                }
+            },
+            None => Vec::new(),
+        };
+        let mut making = taken;
+        if !making.is_empty() {
+            for (key, _) in wanted {
+                // Somebody else has come there by another way.
+                let Some(held) = run.library.make_alone(key)? else { continue };
+                making.push((key, held));
+            }
+        }
+        say(run, &said);
+        return Ok((begin, making));
     }
 }
 
@@ -236,7 +284,7 @@ async fn reuse(
     wishes: &CheckpointWishes,
     chain: &Chain,
     machine: &MachineMark,
-) -> Result<Begin, BuildError> {
+) -> Result<(Begin, Vec<String>), BuildError> {
     let mut shelf: Vec<Manifest> = run.library.checkpoints()?.into_iter().map(|kept| kept.manifest).collect();
     loop {
         let asked = Asked {
@@ -248,8 +296,7 @@ async fn reuse(
         };
         let choice = choose(asked, &shelf);
         let (Start::Image { id } | Start::Warm { id, .. } | Start::Cold { id, .. }) = &choice.start else {
-            say(run, &choice.said);
-            return Ok(Begin::Base);
+            return Ok((Begin::Base, choice.said));
         };
         let step = run.journal.step("checkpoint", "look at what was kept");
         let whole = match choice.start {
@@ -263,12 +310,12 @@ async fn reuse(
         match take(run, id, whole, after).await {
             Ok(earlier) => {
                 step.succeed("");
-                say(run, &choice.said);
-                return Ok(match choice.start {
+                let begin = match choice.start {
                     Start::Image { .. } => Begin::Image(earlier),
                     Start::Cold { .. } => Begin::Cold(earlier),
                     _ => Begin::Warm(earlier),
-                });
+                };
+                return Ok((begin, choice.said));
             }
             Err(error) if error.interrupted().is_some() => return Err(error),
             Err(error) => {

@@ -43,6 +43,7 @@
 mod draft;
 mod lease;
 mod leave;
+mod making;
 mod manifest;
 mod shelf;
 
@@ -52,6 +53,7 @@ use std::path::PathBuf;
 pub use draft::CheckpointDraft;
 pub use lease::{ChainLink, CheckpointLease, Verify};
 pub use leave::{Evicted, Removed};
+pub use making::Making;
 pub use manifest::{
     BaseMark, CHECKPOINT_FORMAT, CheckpointKind, MachineMark, Manifest, StepInput, StepMark, StoredFile,
 };
