@@ -1,6 +1,6 @@
 //! What may depend on what, and who may start programs.
 
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, BTreeSet};
 
 use super::{code, metadata, product_sources};
 
@@ -151,6 +151,38 @@ fn qemu_img_has_one_wrapper() {
         wrappers.iter().any(|path| path.ends_with("kiln-qemu/src/qemu_img.rs")),
         "the wrapper kiln-qemu/src/qemu_img.rs does not go through kiln_host::process: {wrappers:?}"
     );
+}
+
+/// What a run waits for is an event, or is asked for by [`Control::sleep`]'s pauses, which end by a cancel, too. Each pause
+/// beside it is here, with what has no event.
+///
+/// [`Control::sleep`]: kiln_host::wait::Control::sleep
+#[test]
+fn a_run_waits_for_events() {
+    const REASONED: [(&str, &str); 5] = [
+        ("kiln-host/src/lock.rs", "a lock that somebody only looks at"),
+        ("kiln-host/src/wait.rs", "Control::sleep itself"),
+        ("kiln-qemu/src/vm/follow.rs", "room on a file system"),
+        ("kiln-qemu/src/vm/mod.rs", "whether a guest heard the power button"),
+        ("kiln-qemu/src/offline/export.rs", "a bound, and qemu-nbd's socket"),
+    ];
+    let mut used: BTreeSet<(&str, &str)> = BTreeSet::new();
+    for name in ["kiln-host", "kiln-qemu", "kiln-guest", "kiln-library", "kiln-build"] {
+        for (path, text) in product_sources(name) {
+            for (number, line) in code(&text) {
+                if !["time::sleep(", "thread::sleep(", "sleep_until("].iter().any(|word| line.contains(word)) {
+                    continue;
+                }
+                let reasoned = REASONED.iter().find(|(place, _)| path.ends_with(place));
+                let place = path.display();
+                assert!(reasoned.is_some(), "{place}:{number} sleeps; wait for the event, or by Control::sleep: {line}");
+                used.extend(reasoned);
+            }
+        }
+    }
+    for entry in REASONED {
+        assert!(used.contains(&entry), "nobody sleeps in {} any more: take it off the list", entry.0);
+    }
 }
 
 /// Only the edges read the environment and write to the terminal.
