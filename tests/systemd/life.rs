@@ -229,7 +229,7 @@ impl Life {
         self.answer_on(7001);
         // An administrator's changes: they must be there after the upgrade. Two runs at a time, on one processor.
         machine.sh(
-            "printf 'runs:\\n  cpus: 2\\ninputs:\\n  allowPrivateAddresses: true\\n' >> /etc/kiln/kiln.yaml
+            "printf 'checkpoints:\\n  enabled: false\\nruns:\\n  cpus: 2\\ninputs:\\n  allowPrivateAddresses: true\\n' >> /etc/kiln/kiln.yaml
              systemctl restart kiln",
         );
         self.serving();
@@ -439,7 +439,7 @@ impl Life {
             "/root/root.yaml",
             &format!(
                 "data: {ROOT}\nlisten: []\nsocket: {{path: /run/kiln-root.sock}}\nruns: {{workerUser: kiln}}\n\
-                 inputs: {{allowPrivateAddresses: true}}\n"
+                 inputs: {{allowPrivateAddresses: true}}\ncheckpoints: {{enabled: false}}\n"
             ),
         );
         let serve = "systemd-run --quiet --collect --unit=kiln-root --service-type=notify --setenv=HOME=/root \
