@@ -106,6 +106,12 @@ async fn make(
     if made.is_err() {
         // What was kept until then is for the next one.
         lineage.stop(run).await;
+        if run.request.keep_on_error {
+            // The run's own failure is the one that counts.
+            if let Err(error) = lineage.leave_for_a_look(run) {
+                run.journal.warn(error.sentence());
+            }
+        }
     }
     made
 }

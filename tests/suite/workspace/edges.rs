@@ -170,12 +170,16 @@ fn a_run_waits_for_events() {
     for name in ["kiln-host", "kiln-qemu", "kiln-guest", "kiln-library", "kiln-build"] {
         for (path, text) in product_sources(name) {
             for (number, line) in code(&text) {
-                if !["time::sleep(", "thread::sleep(", "sleep_until("].iter().any(|word| line.contains(word)) {
+                if !["time::sleep(", "thread::sleep(", "sleep_until("].iter().any(|word| line.contains(word))
+                {
                     continue;
                 }
                 let reasoned = REASONED.iter().find(|(place, _)| path.ends_with(place));
                 let place = path.display();
-                assert!(reasoned.is_some(), "{place}:{number} sleeps; wait for the event, or by Control::sleep: {line}");
+                assert!(
+                    reasoned.is_some(),
+                    "{place}:{number} sleeps; wait for the event, or by Control::sleep: {line}"
+                );
                 used.extend(reasoned);
             }
         }

@@ -168,6 +168,31 @@ fn two_that_go_on_from_one_have_their_own_time_and_randomness() {
     }
 }
 
+#[test]
+fn a_failed_step_is_run_again_alone_and_its_disk_can_be_looked_at() {
+    let kiln = keeping();
+    let template = |second: &str| {
+        let append = |word: &str| format!("echo {word} | sudo tee -a /srv/order");
+        tiny()
+            .shell("first", [&*append("one")])
+            .shell("second", [&*append("two"), second])
+            .shell("third", [&*append("three")])
+    };
+    let failed = kiln.start_with(&template("exit 3"), &["--keep-on-error"]).wait().failed();
+    assert_eq!(failed.failed_step(), "Shell \"second\"");
+    let work = failed.run_dir.as_ref().unwrap().join("work");
+    let disk = Disk::plain_copy(&work.join("layers/last/disk0.qcow2"), &kiln.path().join("look.raw"));
+    assert_has(&said(&failed), "layers/last/disk0.qcow2");
+    assert_has(&disk.text("/srv/order"), "one\n");
+    std::fs::remove_dir_all(work).unwrap();
+
+    let corrected = kiln.build(&template("true")).succeeded();
+    assert_has(&said(&corrected), "Shell \"first\" is reused");
+    // Nobody has kept what the second step came to.
+    assert_has(&said(&corrected), "Shell \"second\" is run again: nothing was kept of it yet");
+    assert_eq!(Disk::open(&corrected.vhd()).text("/srv/order"), "one\ntwo\nthree\n");
+}
+
 /// Of two that come to the same, one makes it and the other waits: it starts no guest until then.
 #[test]
 fn builds_at_once_do_what_they_share_once() {

@@ -113,6 +113,7 @@ impl Lineage {
     /// Ends the keeping; what is on its way still arrives.
     pub async fn stop(&mut self, run: &Run) {
         if let Some(mut keeping) = self.keeping.take() {
+            self.last_layer = Some(run.workspace.layer(keeping.next.id()).join(DISK));
             keeping.settle(run).await;
         }
     }

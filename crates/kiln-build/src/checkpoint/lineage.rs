@@ -21,6 +21,8 @@ use crate::error::BuildError;
 use crate::inputs::Inputs;
 use crate::run_dir::CheckpointWishes;
 
+/// The folder of the one layer of a run that keeps nothing.
+const ALONE: &str = "os";
 /// The name of a layer's file in its folder.
 pub(super) const DISK: &str = "disk0.qcow2";
 
@@ -30,6 +32,8 @@ pub(crate) struct Lineage {
     begin: Begin,
     /// None: it keeps nothing, or nothing more.
     pub(super) keeping: Option<Keeping>,
+    /// Where the machine's uppermost layer was when the keeping ended.
+    pub(super) last_layer: Option<PathBuf>,
 }
 
 /// What the run begins with.
@@ -103,7 +107,7 @@ pub(crate) struct Keeping {
 impl Lineage {
     /// A run that neither reuses nor keeps anything.
     pub fn none() -> Self {
-        Self { begin: Begin::Base, keeping: None }
+        Self { begin: Begin::Base, keeping: None, last_layer: None }
     }
 
     /// Chooses where the run begins; says what is reused and what is not.
@@ -137,7 +141,7 @@ impl Lineage {
             true => Some(Keeping::new(run, wishes, chain, machine, &begin, making)?),
             false => None,
         };
-        Ok(Self { begin, keeping })
+        Ok(Self { begin, keeping, last_layer: None })
     }
 
     pub fn begins_with(&self) -> &Begin {
@@ -179,7 +183,7 @@ impl Lineage {
             // Beside what it may lie on.
             None => match &self.begin {
                 Begin::Base => Ok(run.workspace.overlay()),
-                _ => make_layer_folder(run, "os"),
+                _ => make_layer_folder(run, ALONE),
             },
         }
     }
@@ -190,6 +194,23 @@ impl Lineage {
         let path = self.first_layer(run)?;
         Overlay::above(run.qemu.img(), &below, run.plan.machine.disk_bytes, path)
             .map_err(|source| BuildError::Disk { act: "create the run's disk", source })
+    }
+
+    /// For a look at a run that failed: the machine's disk by a name that does not change, beside the layers below it.
+    pub fn leave_for_a_look(&self, run: &Run) -> Result<(), BuildError> {
+        let present = match (&self.keeping, &self.last_layer, &self.begin) {
+            (Some(keeping), ..) => run.workspace.layer(keeping.next.id()).join(DISK),
+            (None, Some(last), _) => last.clone(),
+            (None, None, Begin::Warm(_) | Begin::Cold(_)) => run.workspace.layer(ALONE).join(DISK),
+            (None, None, Begin::Base | Begin::Image(_)) => return Ok(()),
+        };
+        if !present.exists() {
+            return Ok(());
+        }
+        let path = make_layer_folder(run, "last")?;
+        std::fs::hard_link(&present, &path).map_err(BuildError::io("link", path.clone()))?;
+        run.journal.info(format!("the guest's disk: {}", path.display()));
+        Ok(())
     }
 
     /// By what the guest is got into from now on.
