@@ -58,6 +58,11 @@ impl Template {
         }))
     }
 
+    /// One that is written already.
+    pub fn of(text: &str) -> Self {
+        Self(serde_json::from_str(text).unwrap())
+    }
+
     /// Sets what a JSON pointer below `/properties` names.
     #[must_use]
     pub fn with(mut self, name: &str, value: impl Into<Value>) -> Self {

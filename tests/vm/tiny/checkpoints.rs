@@ -193,6 +193,43 @@ fn a_failed_step_is_run_again_alone_and_its_disk_can_be_looked_at() {
     assert_eq!(Disk::open(&corrected.vhd()).text("/srv/order"), "one\ntwo\nthree\n");
 }
 
+/// A machine that goes on finds its new run's medium in the drive, and not what it has read of the old one.
+#[test]
+fn files_come_by_the_new_medium() {
+    let kiln = keeping();
+    let file = kiln.path().join("file");
+    let template = || {
+        tiny()
+            .file("early", "file:FILE", "/tmp/early")
+            .shell("first", ["sudo cp /tmp/early /srv/early"])
+            .file("late", "file:FILE", "/tmp/late")
+            .shell("second", ["sudo cp /tmp/late /srv/late"])
+    };
+    let early = kiln.path().join("early");
+    std::fs::write(&early, "early\n").unwrap();
+    let build = |late: &str| {
+        std::fs::write(&file, late).unwrap();
+        let text = template().text().replacen("file:FILE", &format!("file:{}", early.display()), 1);
+        let text = text.replace("file:FILE", &format!("file:{}", file.display()));
+        kiln.build(&Template::of(&text)).succeeded()
+    };
+    let _ = build("one\n");
+    let second = build("two, and longer\n");
+    assert_has(&said(&second), "File \"late\" is run again: its file has changed");
+    assert!(second.steps_done().contains(&"restore".into()));
+    let late = second
+        .events
+        .iter()
+        .map(|line| &line["event"])
+        .find(|event| event["kind"] == "stepEnded" && event["step"]["id"] == "customize/3");
+    assert_has(late.unwrap()["message"].as_str().unwrap(), "by medium");
+    let disk = Disk::open(&second.vhd());
+    assert_eq!(
+        (disk.text("/srv/early"), disk.text("/srv/late")),
+        ("early\n".into(), "two, and longer\n".into())
+    );
+}
+
 /// Of two that come to the same, one makes it and the other waits: it starts no guest until then.
 #[test]
 fn builds_at_once_do_what_they_share_once() {

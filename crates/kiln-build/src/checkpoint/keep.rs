@@ -91,9 +91,9 @@ impl Lineage {
     /// Keeps the finished image, if all that led to it may be kept.
     pub async fn keep_image(&mut self, run: &Run, image: &mut Generalized) {
         let Some(mut keeping) = self.keeping.take() else { return };
-        keeping.settle(run).await;
         let last = keeping.chain.customizers();
-        if !keeping.policy.keeps(u32::try_from(last).unwrap_or(u32::MAX)) {
+        let keeps = keeping.policy.keeps(u32::try_from(last).unwrap_or(u32::MAX));
+        if !keeping.settle(run).await || !keeps {
             return;
         }
         let (key, limit) = (keeping.chain.image, keeping.size_limit);
@@ -139,11 +139,14 @@ impl Keeping {
         guest: &mut LinuxGuest,
         link_number: usize,
     ) -> Result<Duration, Trouble> {
-        let asked = guest.vm.guard(&run.control, guest.guest.put_to_rest(&run.control)).await;
-        let renewable = asked
-            .map_err(BuildError::from)?
-            .map_err(|source| BuildError::Guest { act: "put the guest to rest", source: source.into() })?;
         let not_kept = |error: BuildError| Trouble::NotKept(error.sentence());
+        let asked = guest.vm.guard(&run.control, guest.guest.put_to_rest(&run.control)).await;
+        let renewable = asked.map_err(BuildError::from)?.map_err(|source| {
+            not_kept(BuildError::Guest { act: "put the guest to rest", source: source.into() })
+        });
+        // A cancel is the run's end, whoever noticed it first.
+        run.control.check().map_err(BuildError::from)?;
+        let renewable = renewable?;
         let keys = self.key_bytes().map_err(Trouble::NotKept)?;
         let upcoming = run.library.draft_checkpoint().map_err(|error| not_kept(error.into()))?;
         let present = guest.vm.os_disk().map(|disk| (disk.path().to_owned(), disk.virtual_size()));
@@ -172,14 +175,15 @@ impl Keeping {
             );
         }
         let with_memory = renewable && frozen.no_memory.is_none();
-        link(&present, &self.next.folder().join(DISK)).map_err(Trouble::NotKept)?;
-
         let key = self.chain.links[link_number].key;
         let manifest = self.manifest(run, CheckpointKind::Checkpoint, key);
         let draft = std::mem::replace(&mut self.next, upcoming);
         self.parent = Some(draft.id().to_owned());
+        link(&present, &draft.folder().join(DISK)).map_err(Trouble::NotKept)?;
         // In their order: whoever is found on the shelf finds what it lies on.
-        self.settle(run).await;
+        if !self.settle(run).await {
+            return Err(Trouble::NotKept("what this one lies on was not kept".to_owned()));
+        }
         let (library, limit) = (run.library.clone(), self.size_limit);
         let made = self.take_making(key);
         self.publishing = Some(tokio::spawn(async move {
@@ -192,12 +196,18 @@ impl Keeping {
         Ok(frozen.pause)
     }
 
-    /// Waits for what is on its way to the shelf.
-    async fn settle(&mut self, run: &Run) {
-        let Some(publishing) = self.publishing.take() else { return };
+    /// Waits for what is on its way to the shelf. Returns whether it arrived.
+    async fn settle(&mut self, run: &Run) -> bool {
+        let Some(publishing) = self.publishing.take() else { return true };
         match publishing.await.unwrap_or_else(|error| Err(error.to_string())) {
-            Ok(lease) => self.last = Some(lease),
-            Err(why) => run.journal.warn(format!("a checkpoint was not kept: {why}")),
+            Ok(lease) => {
+                self.last = Some(lease);
+                true
+            }
+            Err(why) => {
+                run.journal.warn(format!("a checkpoint was not kept: {why}"));
+                false
+            }
         }
     }
 
