@@ -141,7 +141,9 @@ impl Chain {
         let copied = copy_fixed(&img, &image, &other, footer(), silent(), &control).await.unwrap();
         assert!(std::fs::read(other.path()).unwrap() == expected, "copied");
         assert_eq!(copied.extents, written.extents);
-        assert_eq!(allocated(other.path()), allocated(dest.path()));
+        // The file system's own blocks count, too, and there are more or fewer by where the data happened to go.
+        let room = [&other, &dest].map(|file| allocated(file.path()));
+        assert!(room[0].abs_diff(room[1]) <= 16 << 10, "{room:?}");
         assert!(verify(other.path(), written.extents, &control).await.unwrap());
     }
 }
