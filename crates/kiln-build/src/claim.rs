@@ -60,9 +60,15 @@ pub fn claim(
     cancel: CancellationToken,
 ) -> Result<Claimed, ClaimError> {
     let io = |act, path: std::path::PathBuf| move |source| ClaimError::Io { act, path, source };
-    let lock = FileLock::try_exclusive(dir.lock())
-        .map_err(io("lock", dir.lock()))?
-        .ok_or_else(|| ClaimError::Held(dir.path().to_owned()))?;
+    // A second worker comes just after the first one died.
+    let again = dir.events().exists();
+    let lock = if again {
+        FileLock::try_exclusive_of_the_dead(dir.lock())
+    } else {
+        FileLock::try_exclusive(dir.lock())
+    };
+    let lock =
+        lock.map_err(io("lock", dir.lock()))?.ok_or_else(|| ClaimError::Held(dir.path().to_owned()))?;
     if dir.events().exists() && !resume::may_go_on(&dir) {
         return Err(ClaimError::Started(dir.path().to_owned()));
     }

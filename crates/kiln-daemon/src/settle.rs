@@ -112,7 +112,7 @@ pub(crate) fn end_unstarted(
 }
 
 fn lock(dir: &RunDir) -> Result<FileLock, SettleError> {
-    FileLock::try_exclusive(dir.lock())
+    FileLock::try_exclusive_of_the_dead(dir.lock())
         .map_err(SettleError::io(dir.lock()))?
         .ok_or_else(|| SettleError::Alive(dir.path().to_owned()))
 }

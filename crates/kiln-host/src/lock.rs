@@ -23,6 +23,8 @@ const ASK_AGAIN: Duration = Duration::from_millis(50);
 /// [`is_held`] takes a shared lock for the moment of its question. Whoever wants the lock in that moment asks again, this
 /// often, a millisecond apart, before it takes no for an answer: one who asks may lose the processor meanwhile.
 const PROBES_OUTLASTED: u32 = 1000;
+/// So often, [`ASK_AGAIN`] apart, a dead holder's lock is asked for: two seconds.
+const DEAD_OUTLASTED: u32 = 40;
 
 /// An exclusive lock, held until dropped.
 #[derive(Debug)]
@@ -67,6 +69,19 @@ impl FileLock {
             std::thread::sleep(Duration::from_millis(1));
         }
         Ok(None)
+    }
+
+    /// As [`FileLock::try_exclusive`], for who has seen the holder die: a child that was just being forked has the lock
+    /// for a moment longer, until it becomes its program or dies, too.
+    pub fn try_exclusive_of_the_dead(path: impl AsRef<Path>) -> io::Result<Option<Self>> {
+        let path = path.as_ref();
+        for _ in 0..DEAD_OUTLASTED {
+            if let Some(lock) = Self::try_exclusive(path)? {
+                return Ok(Some(lock));
+            }
+            std::thread::sleep(ASK_AGAIN);
+        }
+        Self::try_exclusive(path)
     }
 
     /// Waits for the lock.
@@ -130,6 +145,21 @@ fn open(path: &Path, create: bool) -> io::Result<File> {
 mod tests {
     use super::*;
     use crate::process::{Invocation, SpawnOptions};
+
+    /// A holder that died in the middle of a fork: its child has the lock until it is gone, too.
+    #[test]
+    fn a_dead_holders_child_is_outlasted() {
+        let dir = tempfile::tempdir().unwrap();
+        let path = dir.path().join("lock");
+        let held = FileLock::try_exclusive(&path).unwrap().unwrap();
+        let ending = std::thread::spawn(move || {
+            std::thread::sleep(Duration::from_millis(200));
+            drop(held);
+        });
+        assert!(FileLock::try_exclusive(&path).unwrap().is_none());
+        assert!(FileLock::try_exclusive_of_the_dead(&path).unwrap().is_some());
+        ending.join().unwrap();
+    }
 
     #[test]
     fn one_holder_at_a_time() {
