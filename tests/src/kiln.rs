@@ -144,6 +144,11 @@ impl Kiln {
         self.start_with(template, &[])
     }
 
+    /// Starts a build that waits for another one of this home for the most part: it shares that one's slot.
+    pub fn start_beside(&self, template: &Template) -> Running<'_> {
+        self.begin(template, &[], None)
+    }
+
     /// The same with more arguments.
     pub fn start_with(&self, template: &Template, args: &[&str]) -> Running<'_> {
         self.begin(template, args, Some(slots::take()))

@@ -246,7 +246,7 @@ fn builds_at_once_do_what_they_share_once() {
     };
     let first = kiln.start(&template("one"));
     first.until_step("boot");
-    let second = kiln.start(&template("two")).wait().succeeded();
+    let second = kiln.start_beside(&template("two")).wait().succeeded();
     let first = first.wait().succeeded();
     let done = second.steps_done();
     assert!(done.contains(&"elsewhere".into()) && done.contains(&"restore".into()), "{done:?}");
