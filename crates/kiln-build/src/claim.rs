@@ -134,20 +134,17 @@ impl Claimed {
     /// Begins the next attempt within this worker, where QEMU's end is what ended the last one and something was kept.
     /// Returns whether there is one.
     pub fn goes_on_after(&self, error: &BuildError, kiln_version: &str) -> bool {
-        let attempt = match self.dir.read_claim() {
-            Ok(Some(claim)) if claim.attempt < resume::ATTEMPTS => claim.attempt + 1,
-            _ => return false,
-        };
-        let may = resume::was_qemus_end(error)
+        let Ok(Some(claim)) = self.dir.read_claim() else { return false };
+        let attempt = claim.attempt + 1;
+        let may = attempt <= resume::ATTEMPTS
+            && resume::was_qemus_end(error)
             && resume::reuses(&self.request)
             && self.control.check().is_ok()
             && std::fs::read(self.dir.events()).is_ok_and(|events| resume::kept_something(&events));
         if !may {
             return false;
         }
-        let counted = self.dir.read_claim().is_ok_and(|claim| {
-            claim.is_some_and(|claim| self.dir.write_claim(&Claim { attempt, ..claim }).is_ok())
-        });
+        let counted = self.dir.write_claim(&Claim { attempt, ..claim }).is_ok();
         if counted {
             self.journal.append(started(&self.request, &self.plan, kiln_version, attempt));
             let why = error.sentence();

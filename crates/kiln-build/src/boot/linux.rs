@@ -53,7 +53,19 @@ pub(super) async fn start(
             }
         }
     }
-    let Answering { vm, guest, facts } = boot(run, inputs, &on_medium, lineage).await?;
+    let booted = match boot(run, inputs, &on_medium, lineage).await {
+        Err(error) if matches!(lineage.begins_with(), Begin::Cold(_)) => {
+            run.control.check()?;
+            run.journal.warn(format!(
+                "the disk that was kept does not boot, and the base image is: {}",
+                error.sentence()
+            ));
+            lineage.begin_with_base();
+            boot(run, inputs, &on_medium, lineage).await
+        }
+        booted => booted,
+    };
+    let Answering { vm, guest, facts } = booted?;
     Ok(LinuxGuest { vm, guest, facts, on_medium, lease })
 }
 

@@ -11,8 +11,7 @@ use std::time::Duration;
 
 use kiln_host::extents::extent_digest;
 use kiln_library::{
-    CheckpointDraft, CheckpointKind, CheckpointLease, Library, LibraryError, Making, Manifest, StepMark,
-    StoredFile,
+    CheckpointDraft, CheckpointKind, CheckpointLease, Library, Making, Manifest, StepMark, StoredFile,
 };
 use kiln_model::Sha256;
 use kiln_qemu::disk::Overlay;
@@ -107,7 +106,7 @@ impl Lineage {
             Ok(_) => image.key = Some(key),
             Err(why) => run.journal.warn(format!("the finished image is not kept for later runs: {why}")),
         }
-        evict(run, limit);
+        evict(&run.library, limit);
     }
 
     /// Ends the keeping; what is on its way still arrives.
@@ -190,7 +189,7 @@ impl Keeping {
             let published = publish(draft, manifest, with_memory, more, &keys).await;
             // Whoever waits for it finds it now.
             drop(made);
-            evict_from(&library, limit);
+            evict(&library, limit);
             published
         }));
         Ok(frozen.pause)
@@ -274,19 +273,14 @@ fn link(from: &Path, to: &Path) -> Result<(), String> {
     std::fs::hard_link(from, to).map_err(|error| format!("{} cannot be linked: {error}", from.display()))
 }
 
-fn evict(run: &Run, limit: u64) {
-    evict_from(&run.library, limit);
-}
-
-fn evict_from(library: &Library, limit: u64) {
+fn evict(library: &Library, limit: u64) {
     match library.evict_checkpoints(limit) {
         Ok(evicted) if evicted.ids.is_empty() => {}
         Ok(evicted) => {
             tracing::info!(count = evicted.ids.len(), bytes = evicted.bytes, "checkpoints were evicted");
         }
         Err(error) => {
-            let error: &LibraryError = &error;
-            tracing::warn!(error = error as &dyn std::error::Error, "checkpoints cannot be evicted");
+            tracing::warn!(error = &error as &dyn std::error::Error, "checkpoints cannot be evicted");
         }
     }
 }

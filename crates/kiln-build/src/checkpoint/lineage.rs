@@ -159,12 +159,9 @@ impl Lineage {
 
     /// The same, but its disk may do.
     pub fn begin_cold(&mut self) {
-        self.begin = match std::mem::replace(&mut self.begin, Begin::Base) {
-            Begin::Warm(earlier) if earlier.after > 0 => Begin::Cold(earlier),
-            other => other,
-        };
-        if matches!(self.begin, Begin::Warm(_)) {
-            self.begin_with_base();
+        match std::mem::replace(&mut self.begin, Begin::Base) {
+            Begin::Warm(earlier) if earlier.after > 0 => self.begin = Begin::Cold(earlier),
+            _ => self.begin_with_base(),
         }
     }
 
@@ -273,21 +270,16 @@ async fn together(
             Begin::Image(_) => chain.links.len() + 1,
         };
         let mut wanted = chain.shared(next, &wishes.policy);
-        let taken = match wanted.next().filter(|_| wishes.keep) {
-            Some((key, title)) => match run.library.make_alone(key)? {
-                Some(making) => vec![(key, making)],
-                None => {
-                    let waiting = format!("wait for another run that comes to the same: {title}");
-                    let step = run.journal.step("elsewhere", waiting);
-                    run.library.made_elsewhere(key, &run.control).await?;
-                    step.succeed("");
-                    continue;
-                }
-            },
-            None => Vec::new(),
-        };
-        let mut making = taken;
-        if !making.is_empty() {
+        let mut making = Vec::new();
+        if let Some((key, title)) = wanted.next().filter(|_| wishes.keep) {
+            let Some(first) = run.library.make_alone(key)? else {
+                let waiting = format!("wait for another run that comes to the same: {title}");
+                let step = run.journal.step("elsewhere", waiting);
+                run.library.made_elsewhere(key, &run.control).await?;
+                step.succeed("");
+                continue;
+            };
+            making.push((key, first));
             for (key, _) in wanted {
                 // Somebody else has come there by another way.
                 let Some(held) = run.library.make_alone(key)? else { continue };

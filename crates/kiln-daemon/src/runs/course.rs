@@ -246,19 +246,15 @@ impl Course {
         loop {
             let how = match self.follow_worker(&dir, &worker, overdue).await? {
                 Gone::Ended(end) => return Ok(end),
-                Gone::Without(how) => how,
-                Gone::Killed(how) => {
-                    match self.settle(&dir, how).await {
-                        Settled::Ended(end) => return Ok(end),
-                        Settled::Alive(holder) => worker = holder,
+                Gone::Without(how) => {
+                    if let Some(next) = self.go_on(&dir, &how).await {
+                        worker = next;
+                        continue;
                     }
-                    continue;
+                    how
                 }
+                Gone::Killed(how) => how,
             };
-            if let Some(next) = self.go_on(&dir, &how).await {
-                worker = next;
-                continue;
-            }
             match self.settle(&dir, how).await {
                 Settled::Ended(end) => return Ok(end),
                 // Ours came second to an earlier one; that one is the worker.

@@ -49,7 +49,7 @@ impl CheckpointDraft {
         self.aside.path()
     }
 
-    /// Where they will lie once they are published: what lies on them names them by this.
+    /// Where they will lie once they are published.
     pub fn home(&self) -> PathBuf {
         self.library.checkpoint_home(&self.id)
     }

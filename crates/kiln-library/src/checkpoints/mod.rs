@@ -14,7 +14,7 @@
 //!     └─► remove, evict                into tmp by a rename, then deleted
 //!
 //!   base image ◄── A ◄── B ◄── C       a disk is an overlay on the disk of its parent,
-//!                   ▲                   which it names by the path of the parent's home
+//!                   ▲                   which it names by a path beside its own
 //!                   └──── D            so A goes after B, C and D, never before
 //! ```
 //!

@@ -21,6 +21,8 @@ use crate::disk::Overlay;
 
 /// A memory file of many GiB on a slow disk; nothing else waits that long for QEMU.
 const MEMORY_LIMIT: Duration = Duration::from_secs(10 * 60);
+/// QEMU answers this at once.
+const CANCEL_LIMIT: Duration = Duration::from_secs(10);
 /// Bytes a second, which QEMU wants to know: the disk is to be the limit.
 const UNLIMITED: u64 = 1 << 40;
 /// It is a matter of a lock in QEMU that changes hands.
@@ -135,8 +137,14 @@ impl Vm {
             Ok(()) => self.transfer("migrate", path, &control).await,
             Err(error) => Err(error),
         };
-        // A part is of no use, and may be as large as the guest.
-        written.inspect_err(|_| drop(std::fs::remove_file(path)))
+        if written.is_err() {
+            // Whoever gave up waiting has not stopped QEMU yet; one that is not writing does not mind.
+            self.answered(&Control::ending_in(CANCEL_LIMIT), self.qmp.execute("migrate_cancel", json!({})))
+                .await?;
+            // A part is of no use, and may be as large as the guest.
+            let _ = std::fs::remove_file(path);
+        }
+        written
     }
 
     /// Reads the machine's state from a memory file. The guest stands still after it.
