@@ -48,6 +48,16 @@ static SC_HANDLE open_service(const wchar_t *name, DWORD rights)
     return found;
 }
 
+/* Wine's manager says ERROR_INTERNAL_ERROR (1359) for a process that died while it was being made, which is seldom and
+ * its own doing; asked again, it makes a new one. */
+static DWORD start(SC_HANDLE service)
+{
+    DWORD error = ERROR_INTERNAL_ERROR;
+    for (int asked = 0; asked < 3 && error == ERROR_INTERNAL_ERROR; asked++)
+        error = StartServiceW(service, 0, NULL) ? NO_ERROR : GetLastError();
+    return error;
+}
+
 int wmain(int count, wchar_t **words)
 {
     static const wchar_t *const states[] = {
@@ -72,8 +82,7 @@ int wmain(int count, wchar_t **words)
         say(STD_OUTPUT_HANDLE, L"%ls %ls", states[now.dwCurrentState], starts[config->dwStartType]);
         return 0;
     }
-    if (count == 3 && same(words[1], L"start"))
-        return StartServiceW(open_service(words[2], SERVICE_START), 0, NULL) ? 0 : (int)GetLastError();
+    if (count == 3 && same(words[1], L"start")) return (int)start(open_service(words[2], SERVICE_START));
     not_here(L"service.exe but with run, query or start");
     return NOT_HERE;
 }
