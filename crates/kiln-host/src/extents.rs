@@ -4,15 +4,18 @@
 //! anything else, one after the other. Here blocks of zeros count for nothing, and the others are hashed on as many
 //! processors as there are.
 //!
-//! Definition, version 1: the SHA-256 of
+//! Definition, version 2: the SHA-256 of
 //!
 //! ```text
-//!   "kiln-extents-1\n"                           15 bytes
+//!   "kiln-extents-2\n"                           15 bytes
 //!   length of the file                           u64, little endian
-//!   for each block of 1 MiB that is not all zeros, in order (the last one may be shorter):
+//!   for each block of 64 KiB that is not all zeros, in order (the last one may be shorter):
 //!     its number, from 0                         u64, little endian
-//!     SHA-256 of its bytes                       32 bytes
+//!     BLAKE3 of its bytes                        32 bytes
 //! ```
+//!
+//! BLAKE3 for the bytes, since it works on many of them at once: some four times as fast on one processor as SHA-256
+//! with its own instructions, and a guest that is being kept needs the processors itself. (Version 1 had SHA-256 there.)
 //!
 //! Whether zeros lie in the file as a hole or as bytes makes no difference: the same contents have the same digest on
 //! every file system.
@@ -29,8 +32,10 @@ use sha2::{Digest as _, Sha256};
 use crate::holes::{next_data, next_hole};
 
 /// Bytes of a block.
-pub const BLOCK: u64 = 1 << 20;
-const HEAD: &[u8; 15] = b"kiln-extents-1\n";
+pub const BLOCK: u64 = 64 << 10;
+/// Bytes that are read at once: whole blocks.
+const PIECE: u64 = 1 << 20;
+const HEAD: &[u8; 15] = b"kiln-extents-2\n";
 /// More readers than this wait for the disk.
 const THREADS_LIMIT: usize = 8;
 /// Compared with whole slices at a time, which is the system's own `memcmp`.
@@ -47,11 +52,12 @@ impl ExtentHasher {
         Self::default()
     }
 
-    /// Block `number` has `bytes`: a whole block, or the file's last. Zeros may be told or left out.
-    pub fn block(&mut self, number: u64, bytes: &[u8]) {
-        if let Some(digest) = digest_of(bytes) {
-            self.blocks.push((number, digest));
-        }
+    /// From `offset`, where a block begins, the file has `bytes`: whole blocks, the file's last apart. Zeros may be told
+    /// or left out.
+    pub fn bytes(&mut self, offset: u64, bytes: &[u8]) {
+        let blocks = bytes.chunks(usize::try_from(BLOCK).unwrap_or(usize::MAX));
+        let digests = (offset / BLOCK..).zip(blocks.map(digest_of));
+        self.blocks.extend(digests.filter_map(|(number, digest)| Some((number, digest?))));
     }
 
     /// Takes over the blocks that another was told of: one on each thread, and one at the end.
@@ -80,26 +86,26 @@ pub fn extent_digest(
 ) -> io::Result<[u8; 32]> {
     let file = File::open(path)?;
     let length = file.metadata()?.len();
-    let numbers = blocks_with_data(&file, length)?;
+    let pieces = pieces_with_data(&file, length)?;
     let (next, stop) = (AtomicU64::new(0), AtomicBool::new(false));
     let found = Mutex::new(ExtentHasher::new());
     let work = || -> io::Result<()> {
-        let mut buffer = vec![0; usize::try_from(BLOCK).unwrap_or(0)];
+        let mut told = ExtentHasher::new();
+        let mut buffer = vec![0; usize::try_from(PIECE).unwrap_or(0)];
         while !stop.load(Ordering::Relaxed) {
             let index = usize::try_from(next.fetch_add(1, Ordering::Relaxed)).unwrap_or(usize::MAX);
-            let Some(number) = numbers.get(index).copied() else { break };
-            let offset = number * BLOCK;
-            let count = usize::try_from(BLOCK.min(length - offset)).unwrap_or(0);
+            let Some(number) = pieces.get(index).copied() else { break };
+            let offset = number * PIECE;
+            let count = usize::try_from(PIECE.min(length - offset)).unwrap_or(0);
             file.read_exact_at(&mut buffer[..count], offset)?;
-            if let Some(digest) = digest_of(&buffer[..count]) {
-                found.lock().unwrap_or_else(std::sync::PoisonError::into_inner).blocks.push((number, digest));
-            }
-            progress((offset + BLOCK).min(length))?;
+            told.bytes(offset, &buffer[..count]);
+            progress((offset + PIECE).min(length))?;
         }
+        found.lock().unwrap_or_else(std::sync::PoisonError::into_inner).absorb(told);
         Ok(())
     };
     let threads = std::thread::available_parallelism().map_or(1, std::num::NonZero::get);
-    let threads = threads.min(THREADS_LIMIT).min(numbers.len().max(1));
+    let threads = threads.min(THREADS_LIMIT).min(pieces.len().max(1));
     let ended = std::thread::scope(|scope| {
         let workers: Vec<_> = (0..threads)
             .map(|_| scope.spawn(|| work().inspect_err(|_| stop.store(true, Ordering::Relaxed))))
@@ -114,7 +120,7 @@ pub fn extent_digest(
 }
 
 /// Those that the file system has something of.
-fn blocks_with_data(file: &File, length: u64) -> io::Result<Vec<u64>> {
+fn pieces_with_data(file: &File, length: u64) -> io::Result<Vec<u64>> {
     let mut numbers = Vec::new();
     let mut offset = 0;
     while offset < length {
@@ -124,7 +130,7 @@ fn blocks_with_data(file: &File, length: u64) -> io::Result<Vec<u64>> {
         }
         let hole = next_hole(file, data, length)?;
         let after = numbers.last().map_or(0, |last| last + 1);
-        numbers.extend((data / BLOCK).max(after)..hole.div_ceil(BLOCK));
+        numbers.extend((data / PIECE).max(after)..hole.div_ceil(PIECE));
         offset = hole;
     }
     Ok(numbers)
@@ -133,7 +139,7 @@ fn blocks_with_data(file: &File, length: u64) -> io::Result<Vec<u64>> {
 /// `None` for zeros.
 fn digest_of(bytes: &[u8]) -> Option<[u8; 32]> {
     let zeros = bytes.chunks(ZEROS.len()).all(|part| part == &ZEROS[..part.len()]);
-    (!zeros).then(|| Sha256::digest(bytes).into())
+    (!zeros).then(|| *blake3::hash(bytes).as_bytes())
 }
 
 #[cfg(test)]
@@ -144,12 +150,12 @@ mod tests {
 
     /// The definition, written down once more in the plainest way.
     fn plainly(bytes: &[u8]) -> [u8; 32] {
-        let mut text = b"kiln-extents-1\n".to_vec();
+        let mut text = b"kiln-extents-2\n".to_vec();
         text.extend((bytes.len() as u64).to_le_bytes());
-        for (number, block) in bytes.chunks(1 << 20).enumerate() {
+        for (number, block) in bytes.chunks(64 << 10).enumerate() {
             if block.iter().any(|byte| *byte != 0) {
                 text.extend((number as u64).to_le_bytes());
-                text.extend(Sha256::digest(block));
+                text.extend(blake3::hash(block).as_bytes());
             }
         }
         Sha256::digest(&text).into()
@@ -179,14 +185,14 @@ mod tests {
             assert_eq!(sparse, extent_digest(&path, &|_| Ok(())).unwrap(), "without holes: case {number}");
             assert_eq!(sparse, plainly(&bytes), "case {number}");
             let mut told = ExtentHasher::new();
-            for (number, block) in bytes.chunks(1 << 20).enumerate().rev() {
-                told.block(number as u64, block);
+            for (number, piece) in bytes.chunks(1 << 20).enumerate().rev() {
+                told.bytes(number as u64 * MIB, piece);
             }
             assert_eq!(sparse, told.finish(*length), "told backwards: case {number}");
             let (mut even, mut odd) = (ExtentHasher::new(), ExtentHasher::new());
-            for (number, block) in bytes.chunks(1 << 20).enumerate() {
+            for (number, block) in bytes.chunks(64 << 10).enumerate() {
                 let hasher = if number % 2 == 0 { &mut even } else { &mut odd };
-                hasher.block(number as u64, block);
+                hasher.bytes(number as u64 * BLOCK, block);
             }
             odd.absorb(even);
             assert_eq!(sparse, odd.finish(*length), "told to two: case {number}");

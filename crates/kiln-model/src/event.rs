@@ -159,7 +159,7 @@ pub struct RunOutput {
     pub virtual_size: u64,
     /// Digest of the file, as `sha256sum FILE` prints it.
     pub sha256: Sha256,
-    /// The file's extent digest, `kiln-extents-1`: of its length and of those of its blocks of 1 MiB that are not all
+    /// The file's extent digest, `kiln-extents-2`: of its length and of those of its blocks of 64 KiB that are not all
     /// zeros, so that checking the file again costs a read of its data and not of its size. Older records have none.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub extents: Option<Sha256>,

@@ -154,19 +154,19 @@ fn the_manifest_has_this_form() {
             {
               "file": "disk0.qcow2",
               "size": 4,
-              "extents": "6fac332982cce404940f3e7dc60d55f0b718c9494e2b138275c33e70149dfab9"
+              "extents": "947e81fbaf071ed48eec7508c7e0b0d14cba306a35f79e3a5c04f8a7f153c017"
             }
           ],
           "memory": {
             "file": "memory",
             "size": 3,
-            "extents": "52655af7b6bd8cbc86c9c711d81adb98b3fb633d294c69844fa9f9083976022d"
+            "extents": "f406a5bdd46660379cd9dc8457e76de32a6890fa099dbb73ce8a2cca4a1e8b0d"
           },
           "more": [
             {
               "file": "efivars",
               "size": 4,
-              "extents": "18cb4464735492fb8435a5c6fcaef5713592ec2e6f0932e4e57742d79d336ed0"
+              "extents": "7c903bf13c29271eede3368dbb12b081c84fe8bdf054e66d321d518e4b1bf8ac"
             }
           ],
           "steps": [

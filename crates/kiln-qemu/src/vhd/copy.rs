@@ -27,17 +27,17 @@ use std::sync::mpsc::{Receiver, Sender, channel};
 use std::sync::{Mutex, PoisonError};
 use std::thread::ScopedJoinHandle;
 
-use kiln_host::extents::{BLOCK, ExtentHasher};
+use kiln_host::extents::ExtentHasher;
 use kiln_host::wait::{Control, Interrupted};
 use sha2::{Digest as _, Sha256};
 
-use super::source::{Block, ReadError, Source};
+use super::source::{BLOCK, Block, ReadError, Source};
 use super::{FOOTER_LENGTH, Footer};
 
 /// More than this wait for the disk.
 const THREADS_LIMIT: usize = 8;
 /// Blocks that may wait for the SHA-256 of the file. The more, the earlier the disk has everything.
-const WINDOW: usize = 64;
+const WINDOW: usize = 256;
 /// What files have holes in units of.
 const PAGE: usize = 4096;
 static ZEROS: [u8; 256 << 10] = [0; 256 << 10];
@@ -114,7 +114,7 @@ impl Copying<'_> {
             self.control.check().map_err(CopyError::Interrupted)?;
             let (block, buffer) = (turn.block, turn.buffer.as_mut_slice());
             self.source.read(block, buffer).map_err(CopyError::Read)?;
-            extents.block(block.number, buffer);
+            extents.bytes(block.offset(), buffer);
             write_data(self.dest, buffer, block.offset()).map_err(CopyError::Write)?;
             turn.done();
         }
@@ -125,8 +125,8 @@ impl Copying<'_> {
     fn finish(&self, extents: &mut ExtentHasher, sync: bool) -> Result<(), CopyError> {
         self.control.check().map_err(CopyError::Interrupted)?;
         let (bytes, at) = (self.footer.to_bytes(), self.footer.virtual_size());
-        // The disk is whole blocks, so the footer is one of its own, the file's last.
-        extents.block(at / BLOCK, &bytes);
+        // The disk is a whole number of MiB, so the footer is a block of its own, the file's last.
+        extents.bytes(at, &bytes);
         self.dest.write_all_at(&bytes, at).map_err(CopyError::Write)?;
         match sync {
             true => self.dest.sync_all().map_err(CopyError::Write),

@@ -9,7 +9,7 @@ use kiln_host::wait::Control;
 
 use super::{FooterError, VhdError, read_fixed};
 
-/// Whether the VHD at `path` is still the one whose extent digest (`kiln-extents-1`) is `expected`: a fixed VHD, of the
+/// Whether the VHD at `path` is still the one whose extent digest (`kiln-extents-2`) is `expected`: a fixed VHD, of the
 /// length that its footer says, with the very same bytes. Costs a read of its data; holes cost nothing.
 ///
 /// # Errors

@@ -6,11 +6,15 @@ use std::ops::Range;
 use std::os::unix::fs::FileExt as _;
 use std::path::{Path, PathBuf};
 
-use kiln_host::extents::BLOCK;
 use kiln_host::wait::Control;
 
 use crate::disk::{DiskFormat, Image};
 use crate::qemu_img::{Extent, ImageInfo, QemuImg, QemuImgError};
+
+/// Bytes that are copied at once. Small enough that of scattered data little is copied that is not there, and a whole
+/// number of the extent digest's blocks.
+pub(super) const BLOCK: u64 = 256 << 10;
+const _: () = assert!(BLOCK.is_multiple_of(kiln_host::extents::BLOCK));
 
 /// The files of a chain, and where in them the image's bytes lie.
 #[derive(Debug)]
@@ -20,10 +24,10 @@ pub(super) struct Source {
     extents: Vec<Extent>,
 }
 
-/// 1 MiB of the image that is not known to be zeros.
+/// [`BLOCK`] bytes of the image that are not known to be zeros.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub(super) struct Block {
-    /// From 0, in blocks of 1 MiB.
+    /// From 0.
     pub number: u64,
     /// Those of the source's extents that lie in it, at least in part.
     extents: Range<usize>,

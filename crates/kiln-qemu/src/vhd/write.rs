@@ -32,7 +32,7 @@ pub struct VhdWritten {
     pub virtual_size: u64,
     /// Bytes of the file: the disk and its footer.
     pub file_size: u64,
-    /// Of the whole file: its `kiln-extents-1` ([`kiln_host::extents`]).
+    /// Of the whole file: its `kiln-extents-2` ([`kiln_host::extents`]).
     pub extents: [u8; 32],
     /// Of the whole file, as `sha256sum` gives it.
     pub sha256: [u8; 32],
@@ -45,7 +45,7 @@ pub struct VhdCopied {
     pub virtual_size: u64,
     /// Bytes of the file: the disk and its footer.
     pub file_size: u64,
-    /// Of the whole file: its `kiln-extents-1` ([`kiln_host::extents`]).
+    /// Of the whole file: its `kiln-extents-2` ([`kiln_host::extents`]).
     pub extents: [u8; 32],
 }
 
