@@ -35,6 +35,20 @@ pub struct Choice {
     pub said: Vec<String>,
 }
 
+impl Choice {
+    /// What is told before a run, where customizers are reused: what they made at random is no secret of one image alone.
+    pub fn caution(&self) -> Option<String> {
+        let reused = match self.start {
+            Start::Warm { after, .. } | Start::Cold { after, .. } => after > 0,
+            Start::Image { .. } => true,
+            Start::Base => false,
+        };
+        let text = "keys and passwords that a reused customizer made are the same in every image that is built on it; \
+                    a policy (--policy) has such a customizer run each time";
+        reused.then(|| text.to_owned())
+    }
+}
+
 /// What is known of the run.
 #[derive(Debug, Clone, Copy)]
 pub struct Asked<'a> {
@@ -188,9 +202,15 @@ impl Asked<'_> {
         if !self.policy.keeps(position) {
             return format!("{title} is run each time, as the policy says");
         }
-        match self.relative(link, shelf) {
-            Some(other) => {
-                let changed = self.changed(link, other);
+        match self.relative(link, shelf).map(|other| self.changed(link, other)) {
+            // Of the same state something later was kept, or the finished image; it itself was evicted, or was damaged.
+            Some(changed) if changed.is_empty() && link == 0 => {
+                "nothing is reused: the booted machine is not kept any more".to_owned()
+            }
+            Some(changed) if changed.is_empty() => {
+                again("what was kept of it is not there any more".to_owned())
+            }
+            Some(changed) => {
                 let listed = changed.join(", ");
                 let verb = if changed.len() == 1 { "has" } else { "have" };
                 match link {
@@ -331,6 +351,8 @@ mod tests {
             &warm("k3", 3),
             &["customizers 1 to 3 are reused, up to Shell #3", "2 h ago"],
         );
+        assert!(ask(&was, &policy, &shelf).caution().is_some());
+        assert!(ask(&was, &policy, &shelf[..1]).caution().is_none(), "the booted machine has run nothing");
         check(
             &ask(&now, &policy, &shelf),
             &warm("k2", 2),
@@ -380,7 +402,12 @@ mod tests {
         check(
             &ask(&chain, &policy, &shelf),
             &Start::Warm { id: "k0".into(), after: 0 },
-            &["Shell #1 is run again"],
+            &["Shell #1 is run again: what was kept of it is not there any more"],
+        );
+        check(
+            &ask(&chain, &policy, &[image(30)]),
+            &Start::Base,
+            &["nothing is reused: the booted machine is not kept any more"],
         );
     }
 

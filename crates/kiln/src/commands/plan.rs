@@ -3,7 +3,7 @@
 
 use std::path::Path;
 
-use kiln_build::checkpoint::{Choice, forecast};
+use kiln_build::checkpoint::{Choice, Start, forecast};
 use kiln_host::wait::Control;
 use kiln_library::{InputError, InputProgress, StoredInput};
 use kiln_model::catalog::Os;
@@ -225,13 +225,16 @@ fn lines(plan: &BuildPlan, inputs: &[FetchedInput<'_>], reuse: Option<&Choice>, 
     }
     let said = reuse.into_iter().flat_map(|choice| &choice.said);
     lines.extend(said.map(|line| format!("  {}", neutralize(line))));
-    lines.push(match source.os {
-        Os::Linux => "  boot the base image on an overlay, log in with a key made for the run".to_owned(),
-        Os::Windows => {
-            "  boot the base image on an overlay, log in over WinRM with an account made for the run"
-                .to_owned()
+    let boots = reuse.is_none_or(|choice| choice.start == Start::Base);
+    lines.extend(boots.then(|| {
+        match source.os {
+            Os::Linux => "  boot the base image on an overlay, log in with a key made for the run".to_owned(),
+            Os::Windows => {
+                "  boot the base image on an overlay, log in over WinRM with an account made for the run"
+                    .to_owned()
+            }
         }
-    });
+    }));
     lines.push(paint.heading("Customizing"));
     for customizer in &plan.customizers {
         lines.push(format!(
