@@ -11,10 +11,8 @@ export LC_ALL
 marker=$1 now=$2 user=$3 key=$4 old=$5 public=$6
 fail() { printf '%s failed %s\n' "$marker" "$1"; exit 0; }
 umask 077
-given=$(cat)
-fresh=$(printf '%s\n' "$given" | head -n 1)
-host=$(printf '%s\n' "$given" | tail -n +2)
-given=''
+IFS= read -r fresh
+host=$(cat)
 
 date -u -s "@$now" > /dev/null 2>&1 || fail "the clock could not be set"
 
@@ -34,17 +32,18 @@ fi
 home=$(awk -F: -v u="$user" '$1 == u { print $6 }' /etc/passwd)
 keys=$home/.ssh/authorized_keys
 [ -f "$keys" ] || fail "there is no $keys"
-{ grep -vF -e "$old" "$keys"; printf '%s\n' "$key"; } > "$keys.kiln" || fail "$keys could not be written"
-chown "$(stat -c %u:%g "$keys")" "$keys.kiln" && chmod "$(stat -c %a "$keys")" "$keys.kiln" && mv -f "$keys.kiln" "$keys" ||
-  fail "$keys could not be replaced"
+# Written where it is, so that it stays whose it is. Without it nobody gets in, and the machine is given up.
+others=$(grep -vF -e "$old" "$keys")
+printf '%s\n' ${others:+"$others"} "$key" > "$keys" || fail "$keys could not be written"
 
 path=/etc/ssh/ssh_host_ed25519_key
 [ -f "$path" ] && command -v sshd > /dev/null || { printf '%s renewed kept\n' "$marker"; exit 0; }
-printf '%s\n' "$host" > "$path.kiln" && mv -f "$path.kiln" "$path" || fail "the host key could not be replaced"
-printf '%s\n' "$public" > "$path.pub" && chmod 644 "$path.pub"
+printf '%s\n' "$host" > "$path" && printf '%s\n' "$public" > "$path.pub" || fail "the host key could not be replaced"
 # The server that listens reads its keys again; one that is started for each connection does so by itself.
-listener=$(cat /run/sshd.pid 2> /dev/null)
-if [ -n "$listener" ] && [ "$(cat "/proc/$listener/comm" 2> /dev/null)" = sshd ]; then
+listener='' program=''
+if [ -r /run/sshd.pid ]; then read -r listener < /run/sshd.pid; fi
+if [ -n "$listener" ] && [ -r "/proc/$listener/comm" ]; then read -r program < "/proc/$listener/comm"; fi
+if [ "$program" = sshd ]; then
   kill -HUP "$listener" || fail "the SSH server could not be told of its new key"
 elif [ -d /run/systemd/system ]; then
   for unit in ssh sshd; do
