@@ -48,8 +48,8 @@ static SC_HANDLE open_service(const wchar_t *name, DWORD rights)
     return found;
 }
 
-/* Wine's manager says ERROR_INTERNAL_ERROR (1359) for a process that died while it was being made, which is seldom and
- * its own doing; asked again, it makes a new one. */
+/* Wine's manager was seen to say ERROR_INTERNAL_ERROR (1359) once, on a busy machine and without a word: its own doing,
+ * as far as can be told, perhaps a process that died while it was being made. So it is asked again. */
 static DWORD start(SC_HANDLE service)
 {
     DWORD error = ERROR_INTERNAL_ERROR;

@@ -37,7 +37,7 @@ pub struct Choice {
 
 impl Choice {
     /// What is told before a run, where customizers are reused: what they made at random is no secret of one image alone.
-    pub fn caution(&self) -> Option<String> {
+    pub(super) fn caution(&self) -> Option<String> {
         let reused = match self.start {
             Start::Warm { after, .. } | Start::Cold { after, .. } => after > 0,
             Start::Image { .. } => true,

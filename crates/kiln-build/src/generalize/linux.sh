@@ -22,17 +22,17 @@ overwrite() {
   wc -c "$@" > /run/kiln-sizes 2> /dev/null
   for file in "$@"; do
     read -r size rest <&3 || size=0
-    dd if=/dev/zero of="$file" bs=4096 count=$(((size + 4095) / 4096)) conv=notrunc 2> /dev/null
+    [ "$size" = 0 ] || dd if=/dev/zero of="$file" bs=4096 count=$(((size + 4095) / 4096)) conv=notrunc 2> /dev/null
   done 3< /run/kiln-sizes
   rm -f /run/kiln-sizes
 }
 delete() { rm -f "$@"; }
-# Overwritten before they go: a freed block keeps its content until it is trimmed. Only what has content; cloud-init's
-# marks (sem) have none of anybody's.
+# Overwritten before they go: a freed block keeps its content until it is trimmed. In cloud-init's marks (sem) is nothing
+# of anybody's.
 wipe() {
   for file in "$@"; do
     case $file in /var/lib/cloud/sem/* | /var/lib/cloud/*/sem/*) continue ;; esac
-    if [ -s "$file" ] && [ -f "$file" ] && [ ! -L "$file" ]; then printf '%s\n' "$file" >> /run/kiln-wiped; fi
+    if [ -f "$file" ] && [ ! -L "$file" ]; then printf '%s\n' "$file" >> /run/kiln-wiped; fi
   done
 }
 # What was overwritten is on the disk before its blocks are free.
@@ -56,9 +56,6 @@ done
 wipe /etc/ssh/ssh_host_*_key /etc/ssh/ssh_host_*_key.pub /etc/ssh/ssh_host_*-cert.pub
 wipe /var/log/cloud-init.log /var/log/cloud-init-output.log
 wiped
-# Those without content, too.
-delete /etc/ssh/ssh_host_*_key /etc/ssh/ssh_host_*_key.pub /etc/ssh/ssh_host_*-cert.pub \
-  /var/log/cloud-init.log /var/log/cloud-init-output.log
 try rm -rf /var/lib/cloud /var/tmp/cloud-init
 # cloud-init made it for keys that were not given.
 [ -s /root/.ssh/authorized_keys ] || rm -f /root/.ssh/authorized_keys
