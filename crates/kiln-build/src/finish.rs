@@ -23,7 +23,8 @@ pub fn finish(claimed: Claimed, result: Result<Distributed, BuildError>) -> RunS
         None => Ok(distributed),
     });
     let whole = result.as_ref().is_ok_and(|distributed| distributed.missed.is_empty());
-    let keep = !whole && request.keep_on_error;
+    let left = crate::debug::is_left(dir);
+    let keep = !whole && (request.keep_on_error || left);
     let (phase, step) = journal.position();
     // A shorter bound of its own (the login's, say) may have ended a wait: only the
     // run's own bound makes it a cancel or a time-out.
@@ -91,6 +92,9 @@ pub fn finish(claimed: Claimed, result: Result<Distributed, BuildError>) -> RunS
     }
     if keep {
         journal.info(format!("kept for a look: {}", dir.work().display()));
+    }
+    if left {
+        journal.info(format!("`kiln debug {}` opens the machine as it was", request.run_id));
     }
     let ms = millis(journal.elapsed());
     journal.append(RunEventKind::RunEnded { state, message, failure, ms });

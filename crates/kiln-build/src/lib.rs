@@ -22,6 +22,7 @@ pub mod checkpoint;
 mod claim;
 pub mod context;
 mod customize;
+pub mod debug;
 mod distribute;
 pub mod error;
 mod finish;
@@ -129,7 +130,10 @@ async fn from_machine(
     }
 
     run.journal.phase(Phase::Customizing);
-    let guest = customize::run(run, guest, inputs, lineage).await?;
+    let guest = match customize::run(run, guest, inputs, lineage).await {
+        Ok(guest) => guest,
+        Err(stuck) => return Err(debug::leave(run, stuck).await),
+    };
     let mut image = generalize::run(run, guest).await?;
     lineage.keep_image(run, &mut image).await;
     Ok(image)

@@ -15,6 +15,7 @@
 //!    transcript.jsonl     what was said to the guest, where that was asked for; whole or not there  (worker)
 //!    requests/            a file a request, for example `cancel`       (anybody)
 //!    work/                layers, media, keys; gone at the end         (worker)
+//!    debug-<pid>/         a look at a machine that was left; gone with the look  (kiln debug)
 //! ```
 //!
 //! INVARIANT: all a run makes lies under its run directory (and, complete, in its

@@ -56,6 +56,9 @@ pub struct BuildPlan {
     pub deprovision: Option<String>,
     pub distributors: Vec<Distributor>,
     pub timeout_minutes: u32,
+    /// `errorHandling.onCustomizerError` is `abort`: a machine in which a customizer fails is left for a look.
+    #[serde(default, skip_serializing_if = "std::ops::Not::not")]
+    pub keep_on_error: bool,
     /// What a person should know before it runs.
     pub warnings: Vec<String>,
 }

@@ -92,6 +92,7 @@ impl CheckedTemplate {
             },
             distributors,
             timeout_minutes: self.timeout_minutes,
+            keep_on_error: self.on_customizer_error.value == OnError::Abort,
             warnings,
         })
     }
@@ -105,9 +106,9 @@ impl CheckedTemplate {
             optimize,
             validation,
             distributors,
-            on_customizer_error,
             additional_data_disks,
             // Part of every plan.
+            on_customizer_error: _,
             name: _,
             customizers: _,
             sha256: _,
@@ -164,13 +165,6 @@ impl CheckedTemplate {
                     refused.push(not_yet("the distributor 'SharedImage'", place, "use a VHD"));
                 }
             }
-        }
-        if on_customizer_error.value == OnError::Abort {
-            refused.push(not_yet(
-                "'errorHandling.onCustomizerError: abort'",
-                &on_customizer_error.place,
-                "write \"cleanup\"; `kiln build --keep-on-error` keeps what a failed run leaves",
-            ));
         }
         if let Some(first) = additional_data_disks.first() {
             refused.push(not_yet("'additionalDataDisks'", &first.place, "take it out"));

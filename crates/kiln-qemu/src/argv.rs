@@ -25,6 +25,9 @@ use crate::machine::{Drivers, Hardware, Machine, Network};
 /// What libvirt denies as well: QEMU needs none of it once it runs.
 pub(crate) const SANDBOX: &str = "on,obsolete=deny,elevateprivileges=deny,spawn=deny,resourcecontrol=deny";
 
+/// What the guest's first serial port is connected to.
+pub(crate) const SERIAL: &str = "serial0";
+
 /// Everything after the program's name.
 pub fn arguments(machine: &Machine, features: &Features) -> Vec<OsString> {
     let mut argv = Argv::default();
@@ -44,10 +47,10 @@ pub fn arguments(machine: &Machine, features: &Features) -> Vec<OsString> {
     argv.pair("-mon", "chardev=qmp0,mode=control");
     argv.option("-chardev")
         .bare("file")
-        .set("id", "serial0")
+        .set("id", SERIAL)
         .set("path", &machine.serial_log)
         .set("append", "on");
-    argv.pair("-serial", "chardev:serial0");
+    argv.pair("-serial", format!("chardev:{SERIAL}"));
     if let Hardware::Windows { tpm, .. } = &machine.hardware {
         argv.pair("-device", "qemu-xhci,id=usb")
             .pair("-device", "usb-tablet,bus=usb.0")

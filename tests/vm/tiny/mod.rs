@@ -3,6 +3,7 @@
 mod builds;
 mod checkpoints;
 mod daemon;
+mod debug;
 mod faults;
 mod host;
 mod steps;

@@ -8,8 +8,10 @@ use std::time::{Duration, SystemTime};
 
 use kiln_guest::{Guest, GuestFacts, HostKey, Limits, Login, Renewal};
 use kiln_model::catalog::Generation;
+use kiln_model::plan::BuildPlan;
 use kiln_qemu::disk::Overlay;
 use kiln_qemu::firmware::{Firmware, Ovmf};
+use kiln_qemu::host::Accelerator;
 use kiln_qemu::machine::{Hardware, Machine, Network};
 use kiln_qemu::media::{CLOUD_INIT_LABEL, Contents, MediaWriter};
 use kiln_qemu::portrait::Portrait;
@@ -24,6 +26,7 @@ use crate::inputs::Inputs;
 use crate::medium::{self, OnMedium};
 use crate::seed;
 
+pub(crate) const SSH_PORT: u16 = 22;
 /// As long as the service waits for a guest to answer.
 const CONNECT_LIMIT: Duration = Duration::from_secs(20 * 60);
 /// A guest that has not told of its network by then is asked all the same.
@@ -200,24 +203,46 @@ async fn machine(
     disks: Vec<Overlay>,
     incoming: Option<PathBuf>,
 ) -> Result<Machine, BuildError> {
-    Ok(Machine {
+    let places = Places {
         name: format!("kiln-{}", run.request.run_id.short()),
-        accelerator: accelerator(run).await?,
-        cpus: run.plan.machine.vcpus,
-        memory_mib: run.plan.machine.memory_mib,
-        firmware,
-        hardware: Hardware::Paravirtual,
-        disks,
-        medium: None,
-        network: Network::User { forward: vec![22] },
-        smbios_serial: Some(seed::SMBIOS_SERIAL.to_owned()),
         serial_log: run.dir.serial_log(),
         qemu_log: run.dir.qemu_log(),
         runtime_dir: run.workspace.sockets().to_owned(),
-        kernel: None,
-        incoming,
         disk_full_wait: run.settings.disk_full_wait,
-    })
+    };
+    let machine = of_plan(&run.plan, accelerator(run).await?, places);
+    Ok(Machine { firmware, disks, incoming, ..machine })
+}
+
+/// What is a machine's own, whatever plan it is of.
+pub(crate) struct Places {
+    pub name: String,
+    pub serial_log: PathBuf,
+    pub qemu_log: PathBuf,
+    pub runtime_dir: PathBuf,
+    pub disk_full_wait: Duration,
+}
+
+/// The machine of a plan, of the first generation, without disks and with an empty drive.
+pub(crate) fn of_plan(plan: &BuildPlan, accelerator: Accelerator, places: Places) -> Machine {
+    Machine {
+        name: places.name,
+        accelerator,
+        cpus: plan.machine.vcpus,
+        memory_mib: plan.machine.memory_mib,
+        firmware: Firmware::Bios,
+        hardware: Hardware::Paravirtual,
+        disks: Vec::new(),
+        medium: None,
+        network: Network::User { forward: vec![SSH_PORT] },
+        smbios_serial: Some(seed::SMBIOS_SERIAL.to_owned()),
+        serial_log: places.serial_log,
+        qemu_log: places.qemu_log,
+        runtime_dir: places.runtime_dir,
+        kernel: None,
+        incoming: None,
+        disk_full_wait: places.disk_full_wait,
+    }
 }
 
 /// By `keys`, on the port that the machine got.
@@ -226,7 +251,7 @@ async fn login(vm: &Vm, keys: &LineageKeys, run: &Run) -> Result<Login, BuildErr
         user: seed::BUILD_USER.to_owned(),
         key: keys.login.clone(),
         host_key: keys.host.public(),
-        addr: vm.forwarded(22, &run.control).await?,
+        addr: vm.forwarded(SSH_PORT, &run.control).await?,
     })
 }
 

@@ -8,7 +8,7 @@
 //! INVARIANT: a base image is never written: the machine gets an overlay of its own,
 //! and a lease keeps the image on the shelf as long as the run needs it.
 
-mod linux;
+pub(crate) mod linux;
 mod windows;
 
 use std::path::Path;

@@ -11,17 +11,18 @@ use kiln_model::plan::{Customizer, InputRef, Script};
 
 use crate::checkpoint::Lineage;
 use crate::context::Run;
+use crate::debug::Stuck;
 use crate::error::BuildError;
 use crate::guest::ConnectedGuest;
 use crate::inputs::Inputs;
 
-/// Runs every customizer of the plan that is not behind the machine already.
+/// Runs every customizer of the plan that is not behind the machine already. A machine in which one fails is given back.
 pub async fn run(
     run: &Run,
     mut guest: ConnectedGuest,
     inputs: &Inputs,
     lineage: &mut Lineage,
-) -> Result<ConnectedGuest, BuildError> {
+) -> Result<ConnectedGuest, Stuck> {
     for (link, customizer) in (1..).zip(&run.plan.customizers).skip(lineage.done()) {
         let step = run.journal.step(format!("customize/{}", customizer.position), customizer.title());
         run.log.telemetry(&format!("Starting provisioner {}", customizer.provisioner()));
@@ -30,13 +31,15 @@ pub async fn run(
                 run.log.telemetry(&format!("ending {}", customizer.provisioner()));
                 step.succeed(message);
                 lineage.passed(link);
-                keep(run, &mut guest, lineage, link).await?;
+                if let Err(error) = keep(run, &mut guest, lineage, link).await {
+                    return Err(Stuck { guest: Box::new(guest), error });
+                }
             }
             Err(error) => {
                 let message = error.sentence();
                 run.log.telemetry(&format!("ending {}", customizer.provisioner()));
                 step.fail(message);
-                return Err(error);
+                return Err(Stuck { guest: Box::new(guest), error });
             }
         }
     }

@@ -136,7 +136,7 @@ fn run_folder(path: &Path) -> Option<RunFolder> {
     let times = [Some(metadata), std::fs::symlink_metadata(dir.events()).ok()];
     let request = read_own(&dir.request()).ok();
     let request = request.and_then(|bytes| serde_json::from_slice::<RunRequest>(&bytes).ok());
-    let kept = request.is_some_and(|request| request.keep_on_error);
+    let kept = request.is_some_and(|request| request.keep_on_error) || kiln_build::debug::is_left(&dir);
     let work = std::fs::symlink_metadata(dir.work()).is_ok() && !kept;
     Some(RunFolder {
         bytes: bytes_below(path),

@@ -179,6 +179,8 @@ impl Drop for Child {
 pub(super) enum Bond {
     DiesWithUs,
     OwnSession,
+    /// Dies with us, too, and stays in our group: only that one may read the terminal.
+    InFront,
 }
 
 /// What a child may do, beside what every process of ours may.
@@ -204,7 +206,7 @@ impl Rights {
     }
 }
 
-/// Forks and executes on the calling thread, which for [`Bond::DiesWithUs`] must live as long as the child.
+/// Forks and executes on the calling thread, which but for [`Bond::OwnSession`] must live as long as the child.
 #[expect(unsafe_code, reason = "PDEATHSIG, setsid and rights can only be set between fork and exec")]
 pub(super) fn spawn_bound(
     command: &mut Command,
@@ -222,7 +224,7 @@ pub(super) fn spawn_bound(
             // Before the signal is asked for: changing the user forgets it (prctl(2)).
             rights.take_on()?;
             match bond {
-                Bond::DiesWithUs => {
+                Bond::DiesWithUs | Bond::InFront => {
                     rustix::process::set_parent_process_death_signal(Some(Signal::KILL))?;
                     // If we died between fork and prctl, nobody would send the signal any more.
                     if rustix::process::getppid() != parent {
@@ -243,6 +245,8 @@ pub(super) fn spawn_bound(
 #[derive(Debug, Default)]
 pub(super) struct Leash {
     state: Mutex<LeashState>,
+    /// The child shares our group, and is signalled alone.
+    in_front: bool,
 }
 
 #[derive(Debug, Default)]
@@ -256,6 +260,11 @@ enum LeashState {
 }
 
 impl Leash {
+    /// For a child that stays in our group.
+    pub(super) fn in_front() -> Self {
+        Self { in_front: true, ..Self::default() }
+    }
+
     fn state(&self) -> MutexGuard<'_, LeashState> {
         self.state.lock().unwrap_or_else(PoisonError::into_inner)
     }
@@ -264,14 +273,14 @@ impl Leash {
         let Some(pid) = Pid::from_raw(pid.cast_signed()) else { return };
         let mut state = self.state();
         if matches!(*state, LeashState::PulledEarly) {
-            kill_group(pid, Signal::KILL);
+            self.kill(pid, Signal::KILL);
         }
         *state = LeashState::Running(pid);
     }
 
     pub(super) fn signal(&self, signal: Signal) {
         if let LeashState::Running(pid) = *self.state() {
-            kill_group(pid, signal);
+            self.kill(pid, signal);
         }
     }
 
@@ -280,7 +289,7 @@ impl Leash {
         let mut state = self.state();
         match *state {
             LeashState::NotStarted => *state = LeashState::PulledEarly,
-            LeashState::Running(pid) => kill_group(pid, Signal::KILL),
+            LeashState::Running(pid) => self.kill(pid, Signal::KILL),
             LeashState::PulledEarly | LeashState::Reaped => {}
         }
     }
@@ -296,13 +305,16 @@ impl Leash {
             }
         }
         let mut state = self.state();
-        kill_group(pid, Signal::KILL);
+        self.kill(pid, Signal::KILL);
         *state = LeashState::Reaped;
         child.wait()
     }
-}
 
-fn kill_group(pid: Pid, signal: Signal) {
-    // The one expected failure is that nobody is left in the group.
-    let _ = rustix::process::kill_process_group(pid, signal);
+    fn kill(&self, pid: Pid, signal: Signal) {
+        // The one expected failure is that nobody is left.
+        let _ = match self.in_front {
+            true => rustix::process::kill_process(pid, signal),
+            false => rustix::process::kill_process_group(pid, signal),
+        };
+    }
 }

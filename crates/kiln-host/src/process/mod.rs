@@ -4,6 +4,7 @@
 //!   Invocation  (plain data: program, arguments, environment, folder)
 //!      │ run_blocking()                 on the calling thread, until it ends
 //!      │ run(&Control)                  the same on a thread of its own; an interruption kills the group
+//!      │ run_in_front(&Control)         with our terminal, for a person to talk to
 //!      │ spawn(SpawnOptions)            a child to keep: QEMU. Dies with us
 //!      │ spawn_session(SpawnOptions)    a child to leave: a worker. Survives us
 //!      ▼
@@ -11,7 +12,7 @@
 //! ```
 //!
 //! Who owns what: every program leads a process group of its own, so it and whatever it started can be ended
-//! together, and a Ctrl-C on our terminal reaches only us. The thread that forked a program lives exactly as long as the
+//! together, and a Ctrl-C on our terminal reaches only us; only one that runs in front shares our group. The thread that forked a program lives exactly as long as the
 //! program, because `PR_SET_PDEATHSIG` fires when that *thread* ends: so if we are killed, even by `SIGKILL`, the program
 //! dies in the same moment, and not earlier.
 //!

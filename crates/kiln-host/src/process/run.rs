@@ -2,7 +2,7 @@
 
 use std::collections::VecDeque;
 use std::io::{self, Read};
-use std::process::Stdio;
+use std::process::{ExitStatus, Stdio};
 use std::sync::mpsc::{Receiver, RecvTimeoutError, channel};
 use std::sync::{Arc, Mutex, PoisonError};
 use std::thread;
@@ -67,17 +67,44 @@ impl Invocation {
         self.run_keeping(Keep::Last(0), control, watch).await.map(drop)
     }
 
+    /// Runs a program that has our terminal, or whatever our standard streams are, as its own: for one that a person
+    /// talks to. It stays in our process group, so that it may read the terminal; a Ctrl-C there reaches both. Any exit
+    /// status is a success here.
+    pub async fn run_in_front(&self, control: &Control) -> Result<ExitStatus, ProcessError> {
+        let leash = Leash::in_front();
+        self.on_a_thread(leash, control, |invocation, leash| {
+            let mut command = invocation.command();
+            let mut child = spawn_bound(&mut command, Bond::InFront, Rights::default())
+                .map_err(|error| invocation.start_error(error))?;
+            leash.started(child.id());
+            let lost = |source| ProcessError::Wait { command: invocation.to_string(), source };
+            leash.reap(&mut child).map_err(lost)
+        })
+        .await
+    }
+
     async fn run_keeping(
         &self,
         keep: Keep,
         control: &Control,
         watch: impl FnMut(&[u8]) + Send + 'static,
     ) -> Result<Output, ProcessError> {
-        let leash = PullOnDrop(Arc::new(Leash::default()));
+        let drive = move |invocation: &Self, leash: &Leash| invocation.drive(keep, leash, watch);
+        self.on_a_thread(Leash::default(), control, drive).await
+    }
+
+    /// Does something that blocks on a thread of its own; an interruption, or dropping the future, pulls the leash.
+    async fn on_a_thread<T: Send + 'static>(
+        &self,
+        leash: Leash,
+        control: &Control,
+        act: impl FnOnce(&Self, &Leash) -> Result<T, ProcessError> + Send + 'static,
+    ) -> Result<T, ProcessError> {
+        let leash = PullOnDrop(Arc::new(leash));
         let (done_tx, mut done) = oneshot::channel();
         let thread = {
             let (invocation, leash) = (self.clone(), Arc::clone(&leash.0));
-            move || drop(done_tx.send(invocation.drive(keep, &leash, watch)))
+            move || drop(done_tx.send(act(&invocation, &leash)))
         };
         thread::Builder::new()
             .name(self.thread_name())

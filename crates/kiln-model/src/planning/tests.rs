@@ -168,10 +168,6 @@ fn what_is_not_built_yet_is_refused_at_its_place() {
         ),
         (r#", "validate": {"sourceValidationOnly": true}"#, "/properties/validate"),
         (r#", "optimize": {"workload": {"state": "Enabled"}}"#, "/properties/optimize/workload/state"),
-        (
-            r#", "errorHandling": {"onCustomizerError": "abort"}"#,
-            "/properties/errorHandling/onCustomizerError",
-        ),
         (r#", "additionalDataDisks": [{"sizeGB": 4}]"#, "/properties/additionalDataDisks/0/sizeGB"),
     ] {
         let refused = template("2025-10-01", properties).plan(&image(Generation::V2, GIB), HOST).unwrap_err();
@@ -184,6 +180,7 @@ fn what_is_not_built_yet_is_refused_at_its_place() {
         r#", "optimize": {"workload": {"state": "Disabled"}}"#,
         r#", "optimize": {"vmBoot": {"state": "Enabled"}}"#,
         r#", "errorHandling": {"onCustomizerError": "cleanup", "onValidationError": "abort"}"#,
+        r#", "errorHandling": {"onCustomizerError": "abort"}"#,
         r#", "additionalDataDisks": []"#,
         r#", "autoRun": {"state": "Enabled"}"#,
     ] {

@@ -41,6 +41,8 @@ pub enum VmError {
     DiskFailed { path: PathBuf, operation: String, reason: String },
     #[error("QEMU forwards no port to the guest's port {guest_port}")]
     NoForward { guest_port: u16 },
+    #[error("QEMU cannot forward a port to the guest's port {guest_port}: {reason}")]
+    Forward { guest_port: u16, reason: String },
     #[error("QEMU cannot keep or read the machine's memory in {}: {reason}", .path.display())]
     Memory { path: PathBuf, reason: String },
     #[error("the machine's memory was not written within {} s", .limit.as_secs())]

@@ -43,7 +43,7 @@ pub use error::VmError;
 use follow::{Follower, Seen};
 pub use freeze::{FreezeTo, Frozen};
 
-use crate::argv::{arguments, disk_node, qmp_socket, tpm_socket};
+use crate::argv::{SERIAL, arguments, disk_node, qmp_socket, tpm_socket};
 use crate::disk::{Overlay, StoppedMachine};
 use crate::firmware::Firmware;
 use crate::host::Qemu;
@@ -195,6 +195,31 @@ impl Vm {
         let table = self.answered(control, self.qmp.human("info usernet")).await?;
         let port = forwarded_port(&table, guest_port).ok_or(VmError::NoForward { guest_port })?;
         Ok(SocketAddr::from((Ipv4Addr::LOCALHOST, port)))
+    }
+
+    /// Forwards one more port of the guest from 127.0.0.1. For machines on a network of their own.
+    pub async fn forward(&self, guest_port: u16, control: &Control) -> Result<SocketAddr, VmError> {
+        let asked = format!("hostfwd_add net0 tcp:127.0.0.1:0-:{guest_port}");
+        // It answers with words only where it cannot.
+        let said = self.answered(control, self.qmp.human(&asked)).await?;
+        match self.forwarded(guest_port, control).await {
+            Err(VmError::NoForward { .. }) => {
+                Err(VmError::Forward { guest_port, reason: said.trim().to_owned() })
+            }
+            found => found,
+        }
+    }
+
+    /// From now on the guest's first serial port is a socket at `socket`, where one connection at a time sees what it says
+    /// and types what it hears; `log` still gets all of it.
+    pub async fn open_console(&self, socket: &Path, log: &Path, control: &Control) -> Result<(), VmError> {
+        let listening = json!({
+            "addr": { "type": "unix", "data": { "path": socket } },
+            "server": true, "wait": false, "logfile": log, "logappend": true,
+        });
+        let asked = json!({ "id": SERIAL, "backend": { "type": "socket", "data": listening } });
+        self.answered(control, self.qmp.execute("chardev-change", asked)).await?;
+        Ok(())
     }
 
     /// What the guest's screen shows, as a PNG file at `path`. For machines with a screen.

@@ -65,6 +65,8 @@ pub enum Command {
     /// Machines kept after each step of a build, for builds to come
     #[command(subcommand)]
     Checkpoints(CheckpointsCommand),
+    /// Look into the machine of a run that failed
+    Debug(DebugArgs),
     /// Remove runs, artifacts and inputs that nobody needs any more
     Gc(GcArgs),
     /// Print the commands that connect `az` or an Azure SDK to the server of this host
@@ -106,7 +108,7 @@ pub struct BuildArgs {
     #[arg(long)]
     pub json: bool,
 
-    /// When the build fails, keep its disk in the run directory (implies --local)
+    /// When the build fails, keep its machine in the run directory: see `kiln debug` (implies --local)
     #[arg(long, conflicts_with = "server")]
     pub keep_on_error: bool,
 
@@ -385,6 +387,33 @@ pub struct CheckpointsExplainArgs {
 pub struct CheckpointsClearArgs {
     /// Only these, with what lies on them (see `kiln checkpoints list`); the beginning of an id will do
     pub ids: Vec<String>,
+}
+
+#[derive(Debug, Args)]
+#[command(after_help = "Examples:\n  kiln debug 3f9a1c\n  kiln debug 3f9a1c -- sudo journalctl -b -n 50\n  \
+                  kiln debug 3f9a1c --forward 8080\n  kiln debug 3f9a1c --console\n\n\
+                  A run leaves its machine when a customizer fails under `kiln build --keep-on-error`, or where the\n\
+                  template's errorHandling says \"onCustomizerError\": \"abort\". The machine goes on from there on\n\
+                  a layer of its own: what is done in it is gone afterwards, and what was left can be opened again.")]
+pub struct DebugArgs {
+    /// Id of the run, a unique end of it, or the run's directory
+    pub run: String,
+
+    /// The serial console in place of a shell over SSH
+    #[arg(long, conflicts_with_all = ["screenshot", "command"])]
+    pub console: bool,
+
+    /// Put a picture of the machine's screen into a PNG file, and end
+    #[arg(long, value_name = "FILE", conflicts_with = "command")]
+    pub screenshot: Option<PathBuf>,
+
+    /// Reach a port of the guest by a port of 127.0.0.1; may be repeated
+    #[arg(long, value_name = "PORT")]
+    pub forward: Vec<u16>,
+
+    /// A command in place of a shell
+    #[arg(last = true, value_name = "COMMAND")]
+    pub command: Vec<String>,
 }
 
 #[derive(Debug, Args)]

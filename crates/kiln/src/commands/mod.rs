@@ -6,6 +6,7 @@ mod build_there;
 mod certify;
 mod checkpoints;
 mod completions;
+mod debug;
 mod doctor;
 mod gc;
 mod images;
@@ -68,6 +69,7 @@ pub fn run(cli: Cli, environment: &Environment, printer: &Printer) -> End {
         Command::Run(args) => wait_for(run::run(around, args)),
         Command::Output(args) => wait_for(output::run(around, args)),
         Command::Checkpoints(args) => wait_for(checkpoints::run(around, args)),
+        Command::Debug(args) => wait_for(debug::run(around, args)),
         Command::Gc(args) => wait_for(gc::run(around, args)),
         Command::AzSetup(args) => az_setup::run(around, &args),
         Command::Doctor(args) => wait_for(doctor::run(around, args.json)),

@@ -4,7 +4,6 @@
 use std::path::PathBuf;
 
 use anyhow::Context as _;
-use kiln_build::WorkerSettings;
 use kiln_build::run_dir::RunDir;
 use tokio_util::sync::CancellationToken;
 
@@ -16,14 +15,7 @@ use crate::settings::{self, Folders};
 pub async fn run(around: &Surroundings<'_>, run_dir: PathBuf) -> End {
     let folders = Folders::resolve(around.environment).map_err(Failure::host)?;
     settings::ensure_private(&folders.runtime).map_err(Failure::host)?;
-    let settings = WorkerSettings {
-        search_path: around.environment.search_path(),
-        runtime_dir: folders.runtime,
-        cache_dir: folders.cache,
-        fetch: settings::fetch(around.environment).map_err(Failure::host)?,
-        disk_full_wait: settings::disk_full_wait(around.environment).map_err(Failure::host)?,
-        kiln_version: env!("CARGO_PKG_VERSION").to_owned(),
-    };
+    let settings = settings::worker(around.environment, &folders).map_err(Failure::host)?;
     let run_dir = RunDir::open(&run_dir).map_err(Failure::input)?;
 
     let cancel = CancellationToken::new();

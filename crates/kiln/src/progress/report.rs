@@ -177,11 +177,16 @@ impl Report<'_> {
     fn hints(&self, end: &End) -> Vec<String> {
         let outputs = &self.outcome.run.outputs;
         match (end.state, self.place, self.output_dir) {
-            (RunState::Failed, Place::Here(run_dir), _) if self.kept_on_error => {
-                vec![format!("what the failed build left lies in {}", run_dir.work().display())]
+            (RunState::Failed, Place::Here(run_dir), _)
+                if self.kept_on_error || kiln_build::debug::is_left(run_dir) =>
+            {
+                let left = kiln_build::debug::is_left(run_dir);
+                let open = format!("`kiln debug {}` opens the machine as it was", name_of(run_dir));
+                let lies = format!("what the failed build left lies in {}", run_dir.work().display());
+                left.then_some(open).into_iter().chain([lies]).collect()
             }
             (RunState::Failed, Place::Here(_), _) => {
-                vec!["`--keep-on-error` keeps the disk of a failed build for a look at it".to_owned()]
+                vec!["`--keep-on-error` keeps the machine of a failed build for a look at it".to_owned()]
             }
             (RunState::Failed, Place::Server { .. }, _) => Vec::new(),
             (_, _, Some(folder)) => outputs.iter().map(|output| boot_hint(output, folder)).collect(),
@@ -191,6 +196,11 @@ impl Report<'_> {
             (_, _, None) => Vec::new(),
         }
     }
+}
+
+/// By which `kiln debug` finds it.
+fn name_of(run_dir: &RunDir) -> String {
+    run_dir.path().file_name().unwrap_or_default().to_string_lossy().into_owned()
 }
 
 /// Milliseconds of a phase; one that was cut off lasted to the run's end.
@@ -316,7 +326,7 @@ pub mod tests {
               | Debian GNU/Linux 12 localhost ttyS0
               log        /runs/RUN/customization.log
               console    /runs/RUN/serial.log
-            hint: `--keep-on-error` keeps the disk of a failed build for a look at it
+            hint: `--keep-on-error` keeps the machine of a failed build for a look at it
         "#]].assert_eq(&report(FAILED_RUN));
     }
 

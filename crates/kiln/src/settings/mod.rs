@@ -28,6 +28,7 @@ use std::path::{Path, PathBuf};
 use std::time::Duration;
 
 use anyhow::{Context as _, anyhow};
+use kiln_build::WorkerSettings;
 use kiln_daemon::config::Config;
 use kiln_daemon::shelves::ShelvesSettings;
 use kiln_library::{FetchSettings, ProxySettings};
@@ -285,6 +286,18 @@ fn runtime(environment: &Environment) -> PathBuf {
         // After `su`, the variable may still name another user's folder.
         .filter(|base| base.metadata().is_ok_and(|meta| meta.is_dir() && meta.uid() == user))
         .map_or_else(|| PathBuf::from(format!("/tmp/kiln-{user}")), |base| base.join("kiln"))
+}
+
+/// What a worker, or whoever starts a machine in its place, takes from its surroundings.
+pub fn worker(environment: &Environment, folders: &Folders) -> anyhow::Result<WorkerSettings> {
+    Ok(WorkerSettings {
+        search_path: environment.search_path(),
+        runtime_dir: folders.runtime.clone(),
+        cache_dir: folders.cache.clone(),
+        fetch: fetch(environment)?,
+        disk_full_wait: disk_full_wait(environment)?,
+        kiln_version: env!("CARGO_PKG_VERSION").to_owned(),
+    })
 }
 
 /// Makes `folder` for this user alone, or makes sure that it is: under `/tmp`

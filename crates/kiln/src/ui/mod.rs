@@ -7,6 +7,7 @@
 
 pub mod guest_text;
 pub mod problems;
+pub mod raw;
 mod style;
 pub mod table;
 pub mod text;
