@@ -283,11 +283,8 @@ fn a_damaged_checkpoint_is_left_out_and_the_build_goes_another_way() {
     fifty(&Disk::open(&ended.vhd()));
 }
 
-/// Another QEMU reads no memory, but a disk: of one that was flushed, all that the step wrote is there.
-#[test]
-fn another_qemu_boots_the_disk_that_was_kept() {
-    let kiln = keeping();
-    let _ = kiln.build(&two_steps("echo one")).succeeded();
+/// A QEMU that is another one to every program that looks: by its digest.
+fn another_qemu(kiln: Kiln) -> (Kiln, tempfile::TempDir) {
     let programs = tempfile::tempdir().unwrap();
     let path = kiln_tests::settings::search_path();
     let find = |name: &str| {
@@ -299,12 +296,41 @@ fn another_qemu_boots_the_disk_that_was_kept() {
     std::fs::set_permissions(&other, std::fs::Permissions::from_mode(0o755)).unwrap();
     symlink(find("qemu-img"), programs.path().join("qemu-img")).unwrap();
     let kiln = kiln.env("PATH", format!("{}:{path}", programs.path().display()));
+    (kiln, programs)
+}
+
+/// Another QEMU reads no memory, but a disk: of one that was flushed, all that the step wrote is there.
+#[test]
+fn another_qemu_boots_the_disk_that_was_kept() {
+    let kiln = keeping();
+    let _ = kiln.build(&two_steps("echo one")).succeeded();
+    let (kiln, _programs) = another_qemu(kiln);
     let ended = kiln.build(&two_steps("echo two")).succeeded();
     assert_has(&said(&ended), "Shell \"first\" is reused: the disk as it was kept");
     assert_has(&said(&ended), "its memory is of another machine or QEMU");
     let done = ended.steps_done();
     assert!(done.contains(&"boot".into()) && !done.contains(&"customize/1".into()), "{done:?}");
     fifty(&Disk::open(&ended.vhd()));
+}
+
+/// A step that leaves a guest which does not come up again: no customizer's failure, and no end of a later build.
+#[test]
+fn a_kept_disk_that_does_not_boot_gives_way_to_the_base_image() {
+    let kiln = keeping();
+    let off = "printf '#!/bin/sh\\npoweroff -f\\n' | sudo tee /etc/rc.d/off; sudo chmod 755 /etc/rc.d/off";
+    let template = |second: &str| {
+        tiny()
+            .shell("first", ["sudo mkdir -p /etc/rc.d", off])
+            .shell("second", [second, "sudo rm /etc/rc.d/off"])
+    };
+    let _ = kiln.build(&template("echo one")).succeeded();
+    let (kiln, _programs) = another_qemu(kiln);
+    let ended = kiln.build(&template("echo two")).succeeded();
+    assert_has(
+        &ended.notices("warning").join("\n"),
+        "the disk that was kept does not boot, and the base image is",
+    );
+    assert!(ended.steps_done().contains(&"customize/1".into()), "{:?}", ended.steps_done());
 }
 
 fn kill(pid: i32) {
