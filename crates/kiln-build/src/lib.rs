@@ -4,7 +4,7 @@
 //!  work(RUN_DIR)
 //!    claim           lock, claim.json, journal: from here on this process owns the run
 //!    Building        boot::way_in    whose account: keys, made, or the image's own with its password file
-//!                    inputs::fetch   every input on the shelf, checked     (no machine yet)
+//!                    inputs::fetch   every input on the shelf, checked, and the base image with them  (no machine yet)
 //!                    Lineage::begin  what of earlier runs still holds      ─► an image, a machine, a disk, nothing
 //!                    boot::start     overlay, media, machine, login        ─► ConnectedGuest
 //!    Customizing     customize::run  customizers in template order         ─► ConnectedGuest
@@ -85,7 +85,7 @@ pub async fn work(
 async fn build(run: &Run) -> Result<Distributed, BuildError> {
     run.journal.phase(Phase::Building);
     let way_in = boot::way_in(run)?;
-    let inputs = inputs::fetch(run).await?;
+    let (inputs, _base) = tokio::try_join!(inputs::fetch(run), boot::base_in_use(run))?;
     let mut lineage = Lineage::begin(run, &inputs).await?;
     let image = match lineage.begins_with() {
         Begin::Image(earlier) => generalize::kept(run, earlier).await?,

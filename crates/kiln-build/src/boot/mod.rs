@@ -12,11 +12,13 @@ pub(crate) mod linux;
 mod windows;
 
 use std::path::Path;
+use std::sync::OnceLock;
 use std::time::{Duration, Instant};
 
 use kiln_guest::winrm::Recorder;
-use kiln_library::ImageLease;
+use kiln_library::{Check, ImageLease, ImageProgress};
 use kiln_model::catalog::{DiskFormat, Login};
+use kiln_model::event::Unit;
 use kiln_qemu::disk::{BaseImage, DiskFormat as QemuFormat, Overlay};
 use kiln_qemu::firmware::Firmware;
 use kiln_qemu::host::Accelerator;
@@ -31,6 +33,7 @@ use crate::context::Run;
 use crate::error::BuildError;
 use crate::guest::ConnectedGuest;
 use crate::inputs::Inputs;
+use crate::journal::Step;
 use crate::password_file::PasswordFileError;
 use crate::seed::BUILD_USER;
 
@@ -94,7 +97,17 @@ pub async fn portrait(run: &Run) -> Result<Portrait, BuildError> {
 pub async fn base_in_use(run: &Run) -> Result<ImageLease, BuildError> {
     let source = &run.plan.source;
     let lease = run.library.use_image(source)?;
-    run.library.verify(source, kiln_library::Check::IfChanged, &|_| {}, &run.control).await?;
+    let step = OnceLock::new();
+    let read = |progress: ImageProgress| {
+        if let ImageProgress::Reading { done, total } = progress {
+            let step: &Step = step.get_or_init(|| run.journal.step("base", "check the base image"));
+            step.progress(done, total, Unit::Bytes);
+        }
+    };
+    run.library.verify(source, Check::IfChanged, &read, &run.control).await?;
+    if let Some(step) = step.into_inner() {
+        step.succeed("");
+    }
     kiln_host::space::ensure_room(run.workspace.folder(), LEAST_ROOM)?;
     Ok(lease)
 }
