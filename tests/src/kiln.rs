@@ -208,13 +208,25 @@ impl Kiln {
         for run in self.runs() {
             assert!(!run.join("work").exists(), "the work folder is gone: {:?}", files(&run.join("work")));
         }
-        assert_eq!(files(&self.runtime.path().join("kiln")), Vec::<PathBuf>::new(), "no sockets are left");
+        let sockets = self.runtime.path().join("kiln");
+        // Where builds tell each other what they use stays; of none of them anything does.
+        let left: Vec<_> = files(&sockets).into_iter().filter(|path| !path.ends_with("memory")).collect();
+        assert_eq!(left, Vec::<PathBuf>::new(), "no sockets are left");
+        self.assert_no_memory_taken();
         let tmp: Vec<PathBuf> = files(&self.data().join("library/tmp"))
             .into_iter()
             // Half a download is kept on purpose: the next run goes on with it.
             .filter(|path| !path.file_name().unwrap().to_string_lossy().starts_with("fetch-"))
             .collect();
         assert_eq!(tmp, Vec::<PathBuf>::new(), "nothing half-made in the library");
+    }
+}
+
+impl Kiln {
+    /// No build of this home holds memory for a guest.
+    pub fn assert_no_memory_taken(&self) {
+        let builds = self.runtime.path().join("kiln/memory/builds");
+        assert_eq!(files(&builds), Vec::<PathBuf>::new(), "no memory is taken");
     }
 }
 
@@ -445,6 +457,16 @@ impl Ended {
             .as_str()
             .unwrap_or_else(|| panic!("no output: {}", self.story()))
             .into()
+    }
+
+    /// When the first event of this kind and step was written. Times of one form sort as texts.
+    pub fn time_of(&self, kind: &str, step: &str) -> String {
+        let found = self
+            .events
+            .iter()
+            .find(|line| line["event"]["kind"] == kind && line["event"]["step"]["id"] == step)
+            .unwrap_or_else(|| panic!("no {kind} of {step}: {}", self.story()));
+        found["time"].as_str().unwrap().to_owned()
     }
 
     /// Every step that ended well, by id.

@@ -29,6 +29,8 @@ pub struct WorkerSettings {
     pub fetch: FetchSettings,
     /// How long a guest stays paused on a full disk before the run fails.
     pub disk_full_wait: Duration,
+    /// All guests of this user on this host together may have so much, MiB; see [`crate::share`].
+    pub memory_mib: u64,
     pub kiln_version: String,
 }
 

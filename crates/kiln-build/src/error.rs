@@ -10,6 +10,7 @@ use kiln_model::run::Fault;
 use kiln_qemu::vm::VmError;
 
 use crate::password_file::PasswordFileError;
+use crate::share::ShareError;
 
 /// What went wrong on the way to a guest or in it, by the way it is reached.
 #[derive(Debug, thiserror::Error)]
@@ -38,6 +39,8 @@ pub enum BuildError {
     Checkpoint { detail: String },
     #[error("not enough room on this host")]
     Room(#[from] kiln_host::space::SpaceError),
+    #[error("could not get memory for the guest")]
+    Memory(#[source] ShareError),
     #[error("the virtual machine failed")]
     Vm(#[from] VmError),
     #[error("could not make the build's keys")]
@@ -132,6 +135,10 @@ impl BuildError {
             | Self::Vhd { .. }
             | Self::Output { .. }
             | Self::Journal(_) => Fault::Host,
+            Self::Memory(error) => match error {
+                ShareError::TooLarge { .. } | ShareError::Interrupted(_) => Fault::Template,
+                ShareError::Io { .. } | ShareError::Gate(_) => Fault::Host,
+            },
             Self::NoRearm { .. } => Fault::Template,
             Self::Keys(_) | Self::GuestPath { .. } | Self::AnswerFile(_) => Fault::Bug,
         }

@@ -6,6 +6,7 @@
 //!    Building        boot::way_in    whose account: keys, made, or the image's own with its password file
 //!                    inputs::fetch   every input on the shelf, checked, and the base image with them  (no machine yet)
 //!                    Lineage::begin  what of earlier runs still holds      ─► an image, a machine, a disk, nothing
+//!                    share::of_run   memory for a guest, when it is this one's turn
 //!                    boot::start     overlay, media, machine, login        ─► ConnectedGuest
 //!    Customizing     customize::run  customizers in template order         ─► ConnectedGuest
 //!                    generalize::run deprovision, clean up, power down     ─► Generalized
@@ -37,6 +38,7 @@ pub mod resume;
 pub mod run_dir;
 mod seed;
 mod serial;
+pub mod share;
 pub mod transcript;
 pub mod watch;
 pub mod workspace;
@@ -123,6 +125,8 @@ async fn from_machine(
     inputs: &Inputs,
     lineage: &mut Lineage,
 ) -> Result<Generalized, BuildError> {
+    // Until there is no machine any more.
+    let _share = share::of_run(run).await?;
     let mut guest = boot::start(run, way_in, inputs, lineage).await?;
     if matches!(lineage.begins_with(), Begin::Base) {
         lineage.passed(0);

@@ -12,6 +12,7 @@
 use std::io;
 use std::path::{Path, PathBuf};
 
+use kiln_build::share;
 use kiln_library::{Library, LibraryError};
 use kiln_model::catalog::{Catalog, CatalogError, ChooseError, StoredImage};
 use kiln_model::plan::{BuildPlan, HostLimits};
@@ -21,9 +22,6 @@ use kiln_model::{Problem, Problems};
 
 /// The catalog as it was when this binary was built.
 const BUILT_IN: &str = include_str!("../../../images/catalog.yaml");
-
-/// Kept back for QEMU's own needs and for Kiln, MiB, when the host's memory is shared out.
-const KEPT_BACK_MIB: u64 = 256;
 
 /// Where to look.
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -126,14 +124,14 @@ impl Shelves {
     }
 }
 
-/// What this host can give to one machine now.
+/// What this host can give to one machine of a build without a server: see [`share::largest_guest_mib`].
 ///
 /// # Errors
 /// The kernel does not tell how much memory there is.
-pub fn host_limits() -> io::Result<HostLimits> {
+pub fn host_limits(runtime_dir: &Path, budget_mib: u64) -> io::Result<HostLimits> {
     Ok(HostLimits {
         cpus: kiln_host::space::cpus(),
-        memory_mib: kiln_host::space::memory_available_mib()?.saturating_sub(KEPT_BACK_MIB),
+        memory_mib: share::largest_guest_mib(runtime_dir, budget_mib)?,
     })
 }
 

@@ -55,7 +55,7 @@ impl FileLock {
     /// be it this process by another [`FileLock`].
     pub fn try_exclusive(path: impl AsRef<Path>) -> io::Result<Option<Self>> {
         let path = path.as_ref();
-        let file = open(path, true)?;
+        let file = open(path, Access::Lock)?;
         for attempt in 0..PROBES_OUTLASTED {
             match rustix::fs::flock(&file, FlockOperation::NonBlockingLockExclusive) {
                 Ok(()) => return Ok(Some(Self { file, path: path.to_owned() })),
@@ -107,7 +107,8 @@ impl FileLock {
 
 /// Whether somebody holds the lock, without taking it from anyone who wants it. A missing file is not held.
 pub fn is_held(path: impl AsRef<Path>) -> io::Result<bool> {
-    let file = match open(path.as_ref(), false) {
+    // To read only: whoever watches the folder (inotify(7)) is told of files that were open for writing and are closed.
+    let file = match open(path.as_ref(), Access::Ask) {
         Ok(file) => file,
         Err(error) if error.kind() == io::ErrorKind::NotFound => return Ok(false),
         Err(error) => return Err(error),
@@ -127,14 +128,21 @@ fn shared_by_a_probe(file: &File) -> io::Result<bool> {
     }
 }
 
-fn open(path: &Path, create: bool) -> io::Result<File> {
-    // Writable, because NFS grants an exclusive lock only on a file open for writing.
+#[derive(Clone, Copy, PartialEq, Eq)]
+enum Access {
+    /// Makes the file where it is missing.
+    Lock,
+    Ask,
+}
+
+fn open(path: &Path, access: Access) -> io::Result<File> {
+    // Writable, because NFS grants an exclusive lock only on a file open for writing; a shared one needs reading.
     // No link is followed and no pipe waited for: its folder may be another user's than the one who locks.
     let no_traps = rustix::fs::OFlags::NOFOLLOW | rustix::fs::OFlags::NONBLOCK;
     OpenOptions::new()
         .read(true)
-        .write(true)
-        .create(create)
+        .write(access == Access::Lock)
+        .create(access == Access::Lock)
         .truncate(false)
         .mode(0o600)
         .custom_flags(no_traps.bits().cast_signed())

@@ -75,15 +75,15 @@ impl Opened {
         config: Config,
         folders: &Folders,
     ) -> Result<Self, ServerError> {
+        let config = crate::settings::serving(config, environment).map_err(ServerError::Settings)?;
         let program = std::env::current_exe().map_err(ServerError::Program)?;
         let worker = environment
-            .for_worker(folders)
+            .for_worker(folders, config.runs.memory_mib)
             .into_iter()
             .fold(WorkerCommand::new(program).arg("worker"), |worker, (name, value)| worker.env(name, value));
         let paths = Paths::new(folders.data.clone()).library_at(folders.library.clone());
         let lock = paths.lock();
         let fetch = crate::settings::fetch(environment).map_err(ServerError::Settings)?;
-        let config = crate::settings::serving(config, environment).map_err(ServerError::Settings)?;
         let settings = DaemonSettings { paths, config, shelves: folders.shelves(), fetch, worker };
         match Daemon::open(settings).await {
             Ok(daemon) => Ok(Self { daemon }),

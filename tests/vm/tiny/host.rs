@@ -6,6 +6,7 @@ use kiln_tests::disk::find_bytes;
 use kiln_tests::kiln::Kiln;
 use kiln_tests::program::{command, finish};
 use kiln_tests::server::{Answer, Server};
+use kiln_tests::slots;
 use kiln_tests::template::tiny;
 use kiln_tests::{census, skip};
 use serde_json::json;
@@ -130,4 +131,48 @@ fn the_machine_is_a_child_of_its_worker() {
     assert_eq!(qemu.parent, worker.pid, "{qemu:?} {worker:?}");
     assert_eq!(census::naming(kiln.path()).len(), 3, "command, worker, machine: {:?}", kiln.processes());
     let _ = running.wait().succeeded();
+}
+
+/// Six guests of 768 MiB, and memory for two: each of the six gets its turn, and no third one runs beside two.
+#[test]
+fn builds_at_once_wait_for_memory() {
+    const MEMORY: &str = "2100M";
+    let kiln = Kiln::new().env("KILN_MEMORY", MEMORY);
+    // The others wait for the most part: two guests are what one slot and this one are for.
+    let _second = slots::take();
+    let mut running = Vec::new();
+    for number in 0..6 {
+        let out = json!([{ "type": "VHD", "runOutputName": format!("out-{number}") }]);
+        let template = tiny().with("distribute", out);
+        let build = if number == 0 { kiln.start(&template) } else { kiln.start_beside(&template) };
+        // It has read its template.
+        build.until_event("the start of the run", |event| event["kind"] == "runStarted");
+        running.push(build);
+    }
+    let ended: Vec<_> = running.into_iter().map(|build| build.wait().succeeded()).collect();
+    let guests: Vec<(String, String)> = ended
+        .iter()
+        .map(|ended| (ended.time_of("stepStarted", "boot"), ended.time_of("stepEnded", "power-down")))
+        .collect();
+    for (begins, _) in &guests {
+        let beside = guests.iter().filter(|(from, to)| from <= begins && begins < to).count();
+        assert!(beside <= 2, "{beside} guests at {begins}: {guests:#?}");
+    }
+    let waited = ended.iter().filter(|ended| ended.steps_done().contains(&"memory".into())).count();
+    assert!(waited >= 2, "{waited} builds have waited");
+    kiln.assert_no_memory_taken();
+
+    // One that waits ends when it is told to, and a guest that never fits is made to fit.
+    let first = kiln.start(&tiny().vm_size("Standard_B2s").shell("forever", ["sleep 100000"]));
+    first.until_step("customize/1");
+    let second = kiln.start_beside(&tiny());
+    second.until_step("memory");
+    second.interrupt();
+    let second = second.wait().canceled();
+    assert!(!second.steps_done().contains(&"boot".into()));
+    assert!(first.qemu().pid > 0, "the first one runs");
+    first.interrupt();
+    let first = first.wait().canceled();
+    let plan: serde_json::Value = serde_json::from_str(&first.run_file("plan.json")).unwrap();
+    assert_eq!(plan["machine"]["memoryMib"], 2100 - 256, "capped: {plan:#}");
 }

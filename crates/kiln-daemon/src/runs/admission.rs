@@ -14,12 +14,11 @@
 use std::collections::BTreeMap;
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 
+pub(super) use kiln_build::share::OVERHEAD_MIB;
 use tokio::sync::oneshot;
 
 /// How often smaller runs may go before a larger one that has waited longer.
 const PASSED_AT_MOST: u32 = 4;
-/// For QEMU itself and the worker, beside the guest's memory, MiB.
-pub(super) const OVERHEAD_MIB: u64 = 256;
 
 /// What all runs together may use of this host.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -34,9 +33,7 @@ impl HostBudget {
     /// # Errors
     /// The kernel does not say how much memory there is.
     pub fn of_host() -> std::io::Result<Self> {
-        let memory = kiln_host::space::memory_total_mib()?;
-        let reserve = (memory / 10).max(512);
-        Ok(Self { memory_mib: memory.saturating_sub(reserve), cpus: kiln_host::space::cpus() })
+        Ok(Self { memory_mib: kiln_build::share::budget_of_host()?, cpus: kiln_host::space::cpus() })
     }
 }
 

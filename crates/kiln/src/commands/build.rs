@@ -67,7 +67,7 @@ async fn build(around: &Surroundings<'_>, settings: &BuildSettings) -> End {
     settings::ensure_private(&folders.runtime).map_err(Failure::host)?;
     let shelves = Shelves::open(&folders)?;
     let file = settings.template.shown();
-    let plan = match prepare(&settings.template, &shelves) {
+    let plan = match prepare(around, &settings.template, &shelves) {
         Ok(Prepared { plan, problems }) => {
             super::show_problems(around, &file, &problems);
             plan

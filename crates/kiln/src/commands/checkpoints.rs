@@ -126,7 +126,7 @@ async fn explain(around: &Surroundings<'_>, shelves: &Shelves, args: Checkpoints
     let CheckpointsExplainArgs { file, policy, json } = args;
     let printer = around.printer;
     let template = TemplateInput::resolve(file);
-    let Prepared { plan, .. } = match prepare(&template, shelves) {
+    let Prepared { plan, .. } = match prepare(around, &template, shelves) {
         Ok(prepared) => prepared,
         Err(why) => return super::refused(around, &template.shown(), json, why),
     };

@@ -27,7 +27,7 @@ pub async fn run(around: &Surroundings<'_>, settings: PlanSettings) -> End {
     let folders = Folders::resolve(around.environment).map_err(Failure::host)?;
     let shelves = Shelves::open(&folders)?;
     let file = settings.template.shown();
-    let Prepared { plan, problems } = match prepare(&settings.template, &shelves) {
+    let Prepared { plan, problems } = match prepare(around, &settings.template, &shelves) {
         Ok(prepared) => prepared,
         Err(NoPlan::Other(failure)) => return Err(failure),
         Err(NoPlan::Problems(found)) => {

@@ -11,14 +11,15 @@ use std::path::Path;
 
 use anyhow::Context as _;
 use kiln_daemon::shelves;
-use kiln_model::plan::BuildPlan;
+use kiln_model::plan::{BuildPlan, HostLimits};
 use kiln_model::policy::{CachePolicy, MAX_POLICY_BYTES};
 use kiln_model::template::CheckedTemplate;
 use kiln_model::{CheckContext, Checked, Document, MAX_TEMPLATE_BYTES, Problems, check};
 
+use super::Surroundings;
 use super::shelves::Shelves;
 use crate::exit::Failure;
-use crate::settings::TemplateInput;
+use crate::settings::{self, Folders, TemplateInput};
 
 /// A template that became a plan, with what is to be said about it.
 #[derive(Debug)]
@@ -93,21 +94,35 @@ pub fn check_document(
 }
 
 /// All the way to a plan.
-pub fn prepare(input: &TemplateInput, shelves: &Shelves) -> Result<Prepared, NoPlan> {
-    prepare_text(input, &read(input)?, shelves)
+pub fn prepare(
+    around: &Surroundings<'_>,
+    input: &TemplateInput,
+    shelves: &Shelves,
+) -> Result<Prepared, NoPlan> {
+    prepare_text(around, input, &read(input)?, shelves)
 }
 
 /// The same for a text that was read, or made. `input` names it.
-pub fn prepare_text(input: &TemplateInput, bytes: &[u8], shelves: &Shelves) -> Result<Prepared, NoPlan> {
+pub fn prepare_text(
+    around: &Surroundings<'_>,
+    input: &TemplateInput,
+    bytes: &[u8],
+    shelves: &Shelves,
+) -> Result<Prepared, NoPlan> {
     let (problems, template) = check_template(input, bytes, shelves, false);
     let Some(template) = template else { return Err(NoPlan::Problems(problems)) };
-    let host =
-        shelves::host_limits().context("cannot tell how much memory this host has").map_err(Failure::host)?;
+    let host = host_limits(around).map_err(Failure::host)?;
     match shelves.plan(&template, host) {
         Ok(plan) => Ok(Prepared { plan, problems }),
         Err(shelves::NoPlan::Problems(refused)) => Err(NoPlan::Problems(shelves::joined(problems, refused))),
         Err(shelves::NoPlan::Image(error)) => Err(NoPlan::Other(Failure::input(error))),
     }
+}
+
+fn host_limits(around: &Surroundings<'_>) -> anyhow::Result<HostLimits> {
+    let folders = Folders::resolve(around.environment)?;
+    let budget_mib = settings::memory(around.environment)?;
+    shelves::host_limits(&folders.runtime, budget_mib).context("cannot tell how much memory this host has")
 }
 
 /// The policy of a file for this plan; the usual one where there is no file.

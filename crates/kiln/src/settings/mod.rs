@@ -12,6 +12,7 @@
 //! | `KILN_LOG`                                     | what the diagnostic log says (tracing filter)        |
 //! | `KILN_DISK_FULL_WAIT`                          | seconds a guest waits for room on a full disk (600)  |
 //! | `KILN_CHECKPOINTS`                             | room for checkpoints, such as 20G (the default); off: none   |
+//! | `KILN_MEMORY`                                  | memory for all builds of this user on this host together, such as 8G (all but a tenth) |
 //! | `KILN_CA_FILE`                                 | PEM file with certificate authorities to trust, too  |
 //! | `KILN_CONFIG`                                  | configuration file of `kiln serve`                   |
 //! | `KILN_SERVER`                                  | server that commands talk to                         |
@@ -56,6 +57,7 @@ pub struct Environment {
     kiln_ca_file: Option<OsString>,
     kiln_disk_full_wait: Option<OsString>,
     kiln_checkpoints: Option<OsString>,
+    kiln_memory: Option<OsString>,
     kiln_config: Option<OsString>,
     kiln_server: Option<OsString>,
     kiln_client_id: Option<OsString>,
@@ -88,6 +90,7 @@ impl Environment {
             kiln_ca_file: variable("KILN_CA_FILE"),
             kiln_disk_full_wait: variable("KILN_DISK_FULL_WAIT"),
             kiln_checkpoints: variable("KILN_CHECKPOINTS"),
+            kiln_memory: variable("KILN_MEMORY"),
             kiln_config: variable("KILN_CONFIG"),
             kiln_server: variable("KILN_SERVER"),
             kiln_client_id: variable("KILN_CLIENT_ID"),
@@ -143,13 +146,18 @@ impl Environment {
         self.kiln_config.as_ref().map(PathBuf::from)
     }
 
-    /// What a worker needs to know of this environment, whoever starts it and wherever.
-    pub fn for_worker(&self, folders: &Folders) -> Vec<(OsString, OsString)> {
+    /// What a worker needs to know of this environment, whoever starts it and wherever; `memory_mib` is what all runs
+    /// together may have, where somebody has said it.
+    pub fn for_worker(&self, folders: &Folders, memory_mib: Option<u64>) -> Vec<(OsString, OsString)> {
         let all = [
             ("KILN_DATA", Some(folders.data.clone().into_os_string())),
             ("KILN_LOG", self.kiln_log.clone()),
             ("KILN_CA_FILE", self.kiln_ca_file.clone()),
             ("KILN_DISK_FULL_WAIT", self.kiln_disk_full_wait.clone()),
+            (
+                "KILN_MEMORY",
+                memory_mib.map(|mib| format!("{mib}M").into()).or_else(|| self.kiln_memory.clone()),
+            ),
             ("HOME", self.home.clone()),
             ("XDG_CACHE_HOME", self.xdg_cache_home.clone()),
             ("XDG_RUNTIME_DIR", self.xdg_runtime_dir.clone()),
@@ -296,6 +304,7 @@ pub fn worker(environment: &Environment, folders: &Folders) -> anyhow::Result<Wo
         cache_dir: folders.cache.clone(),
         fetch: fetch(environment)?,
         disk_full_wait: disk_full_wait(environment)?,
+        memory_mib: memory(environment)?,
         kiln_version: env!("CARGO_PKG_VERSION").to_owned(),
     })
 }
@@ -364,7 +373,20 @@ pub fn checkpoint_room(environment: &Environment) -> anyhow::Result<Option<u64>>
     size.map(Some).ok_or_else(|| anyhow!("KILN_CHECKPOINTS is neither off nor a size such as 20G: {given:?}"))
 }
 
-/// A server's settings with the environment's word about checkpoints, where it has one.
+/// MiB that all guests of this user on this host together may have; as much as the host bears, where nothing is said.
+pub fn memory(environment: &Environment) -> anyhow::Result<u64> {
+    given_memory(environment)?
+        .map_or_else(kiln_build::share::budget_of_host, Ok)
+        .context("cannot tell how much memory this host has")
+}
+
+fn given_memory(environment: &Environment) -> anyhow::Result<Option<u64>> {
+    let Some(given) = &environment.kiln_memory else { return Ok(None) };
+    let mib = given.to_str().and_then(size).map(|bytes| bytes >> 20).filter(|mib| *mib > 0);
+    mib.map(Some).ok_or_else(|| anyhow!("KILN_MEMORY is no size such as 8G: {given:?}"))
+}
+
+/// A server's settings with the environment's word about checkpoints and memory, where it has one.
 pub fn serving(mut config: Config, environment: &Environment) -> anyhow::Result<Config> {
     if environment.kiln_checkpoints.is_some() {
         match checkpoint_room(environment)? {
@@ -372,6 +394,7 @@ pub fn serving(mut config: Config, environment: &Environment) -> anyhow::Result<
             None => config.checkpoints.enabled = false,
         }
     }
+    config.runs.memory_mib = given_memory(environment)?.or(config.runs.memory_mib);
     Ok(config)
 }
 
@@ -632,6 +655,29 @@ mod tests {
         for wrong in ["", "G", "20", "20 G", "-1G", "99999999999999T", "20ü"] {
             assert!(room(wrong).is_err(), "{wrong}");
         }
+    }
+
+    #[test]
+    fn memory_is_what_is_said_or_what_the_host_bears() {
+        let with = |given: &str| Environment { kiln_memory: Some(given.into()), ..home() };
+        assert_eq!(memory(&with("2100M")).unwrap(), 2100);
+        assert_eq!(memory(&with("8G")).unwrap(), 8192);
+        assert_eq!(memory(&home()).unwrap(), kiln_build::share::budget_of_host().unwrap());
+        for wrong in ["0G", "8", "all", "-8G"] {
+            assert!(memory(&with(wrong)).is_err(), "{wrong}");
+        }
+        // A server's workers have the server's budget, and the environment's word wins over its file.
+        let folders = Folders::resolve(&home()).unwrap();
+        let told = |environment: &Environment, budget| {
+            let all = environment.for_worker(&folders, budget);
+            all.into_iter().find(|(name, _)| name == "KILN_MEMORY").map(|(_, value)| value)
+        };
+        assert_eq!(told(&home(), Some(4096)), Some("4096M".into()));
+        assert_eq!(told(&home(), None), None);
+        let mut config = Config::default();
+        config.runs.memory_mib = Some(4096);
+        assert_eq!(serving(config.clone(), &with("8G")).unwrap().runs.memory_mib, Some(8192));
+        assert_eq!(serving(config, &home()).unwrap().runs.memory_mib, Some(4096));
     }
 
     #[test]

@@ -52,7 +52,7 @@ async fn certify(around: &Surroundings<'_>, settings: &CertifySettings) -> End {
     let version = settings.version.as_deref().unwrap_or("latest");
     let text = template(&platform, version, &inputs, settings.updates.as_deref()).to_string();
     let made = TemplateInput::File(NAME.into());
-    let plan = match prepare_text(&made, text.as_bytes(), &shelves) {
+    let plan = match prepare_text(around, &made, text.as_bytes(), &shelves) {
         // What works here and not in Azure is no news: nobody takes this template there.
         Ok(Prepared { plan, problems: _ }) => plan,
         Err(why) => return super::refused(around, NAME, settings.json, why),
