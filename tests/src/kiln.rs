@@ -136,7 +136,12 @@ impl Kiln {
 
     /// Builds what ends before a machine starts: it need not wait for a guest's slot.
     pub fn build_without_guest(&self, template: &Template) -> Ended {
-        self.begin(template, &[], None).wait()
+        self.build_without_guest_with(template, &[])
+    }
+
+    /// The same with more arguments.
+    pub fn build_without_guest_with(&self, template: &Template, args: &[&str]) -> Ended {
+        self.begin(template, args, None).wait()
     }
 
     /// Writes `template` and starts its build, when there is a slot for a guest.
@@ -154,11 +159,22 @@ impl Kiln {
         self.begin(template, args, Some(slots::take()))
     }
 
+    /// Starts another command that builds, when there is a slot for a guest.
+    pub fn start_command(&self, args: &[&str]) -> Running<'_> {
+        let mut command = self.command(args);
+        command.arg("--json");
+        self.running(command, Some(slots::take()))
+    }
+
     fn begin(&self, template: &Template, args: &[&str], slot: Option<Slot>) -> Running<'_> {
         let file = self.home.path().join("template.json");
         std::fs::write(&file, template.text()).unwrap();
         let mut command = self.command(["build", "--json", "-o"]);
         command.arg(self.out()).args(args).arg(&file);
+        self.running(command, slot)
+    }
+
+    fn running(&self, mut command: Command, slot: Option<Slot>) -> Running<'_> {
         let mut child = command
             .stdin(Stdio::null())
             .stdout(Stdio::piped())

@@ -14,7 +14,7 @@ use crate::error::BuildError;
 use crate::run_dir::{Request, RunDir, RunRequest};
 
 /// What is said of a machine that could not be kept.
-pub(crate) const NOT_KEPT: &str = "not kept";
+pub const NOT_KEPT: &str = "not kept";
 /// A run has so many attempts at most.
 pub const ATTEMPTS: u32 = 2;
 

@@ -27,6 +27,7 @@ use std::io;
 use std::path::{Path, PathBuf};
 use std::str::FromStr;
 
+use jiff::Timestamp;
 use kiln_model::policy::CachePolicy;
 use rustix::fs::{Mode, OFlags};
 use serde::{Deserialize, Serialize};
@@ -128,11 +129,35 @@ pub struct RunRequest {
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(rename_all = "camelCase", deny_unknown_fields)]
 pub struct CheckpointWishes {
+    /// What earlier runs made may serve.
     pub reuse: bool,
     pub keep: bool,
     /// Of the whole shelf, bytes; what was used longest ago goes first.
     pub size_limit: u64,
     pub policy: CachePolicy,
+    /// The start of the run that is retried (of the first one, where a retry is retried). RFC 3339, UTC. What was good then
+    /// still is, and what was made since: a step grows no older than it was then. Without `reuse` only what was made since
+    /// may serve.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub holds_since: Option<String>,
+}
+
+impl CheckpointWishes {
+    /// [`CheckpointWishes::holds_since`] as a time; a text that is none counts as not given.
+    pub fn since(&self) -> Option<Timestamp> {
+        self.holds_since.as_deref()?.parse().ok()
+    }
+
+    /// Whether anything that was kept may serve.
+    pub fn may_reuse(&self) -> bool {
+        self.reuse || self.since().is_some()
+    }
+
+    /// The wishes for a run that retries one with these wishes, which started at `started`.
+    #[must_use]
+    pub fn retried(self, started: String) -> Self {
+        Self { holds_since: Some(self.holds_since.unwrap_or(started)), ..self }
+    }
 }
 
 /// `claim.json`: the worker that runs, or ran last.
@@ -399,6 +424,7 @@ mod tests {
             keep: false,
             size_limit: 20 << 30,
             policy: CachePolicy::default(),
+            holds_since: None,
         };
         let request = RunRequest { checkpoints: Some(wishes), ..request() };
         let root = tempfile::tempdir().unwrap();
@@ -423,6 +449,25 @@ mod tests {
         "#]]
         .assert_eq(&std::fs::read_to_string(dir.request()).unwrap());
         assert_eq!(dir.read_request().unwrap(), request);
+    }
+
+    #[test]
+    fn a_retry_of_a_retry_holds_since_the_first_run() {
+        let wishes = CheckpointWishes {
+            reuse: false,
+            keep: true,
+            size_limit: 1,
+            policy: CachePolicy::default(),
+            holds_since: None,
+        };
+        assert!(!wishes.may_reuse());
+        let first = wishes.retried("2026-01-02T03:04:05.678Z".into());
+        assert!(first.may_reuse() && !first.reuse, "nothing older than the run that is retried");
+        expect![[r#"{"reuse":false,"keep":true,"sizeLimit":1,"policy":{"maxAge":86400},"holdsSince":"2026-01-02T03:04:05.678Z"}"#]]
+            .assert_eq(&serde_json::to_string(&first).unwrap());
+        let second = first.clone().retried("2026-01-03T00:00:00Z".into());
+        assert_eq!(second, first);
+        assert_eq!(second.since().unwrap().to_string(), "2026-01-02T03:04:05.678Z");
     }
 
     #[test]

@@ -151,6 +151,7 @@ impl Scene {
             cpus: 2,
             attempt: 1,
             started_by: "seed".into(),
+            holds_since: None,
         };
         RunDir::create(&paths.runs(), &run.id)?.write_request(&RunRequest {
             format: REQUEST_FORMAT,
@@ -190,6 +191,7 @@ impl Scene {
             cpus: 2,
             attempt: 1,
             started_by: "seed".into(),
+            holds_since: None,
         };
         let output = (!failed).then(|| -> Result<_, Box<dyn Error>> {
             let text = json!({

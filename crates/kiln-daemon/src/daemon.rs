@@ -200,7 +200,13 @@ impl Daemon {
 fn checkpoints(config: &CheckpointsConfig) -> Option<CheckpointWishes> {
     let policy = CachePolicy { max_age: config.max_age_hours.saturating_mul(3600), ..CachePolicy::default() };
     let size_limit = config.size_gib.saturating_mul(1 << 30);
-    config.enabled.then_some(CheckpointWishes { reuse: true, keep: true, size_limit, policy })
+    config.enabled.then_some(CheckpointWishes {
+        reuse: true,
+        keep: true,
+        size_limit,
+        policy,
+        holds_since: None,
+    })
 }
 
 /// What runs together may use: the host's own measure, where the configuration says nothing.

@@ -180,3 +180,48 @@ fn a_newer_run_directory_is_refused_untouched() {
     }
     assert!(!run.join("events.jsonl").exists());
 }
+
+/// What cannot be retried is refused in words; what can is, with the plan and the wishes of the failed run.
+#[test]
+fn what_a_retry_takes_and_what_it_refuses() {
+    let kiln = Kiln::new().env("KILN_CHECKPOINTS", "1G");
+    let retry = |args: &[&str]| kiln.run([&["run", "retry"], args].concat());
+    let script = kiln.path().join("missing.sh");
+    let address = format!("file://{}", script.display());
+    let template = tiny().customizer(json!({ "type": "Shell", "name": "s", "scriptUri": address }));
+    let file = kiln.path().join("policy.yaml");
+    std::fs::write(&file, "maxAge: 5m\n").unwrap();
+    let failed = kiln.build_without_guest_with(&template, &["--policy", file.to_str().unwrap()]).failed();
+    let id = failed.result["runId"].as_str().unwrap();
+    assert!(!failed.stderr.contains("kiln run retry"), "nothing was kept yet: {}", failed.stderr);
+
+    let again = retry(&[id.rsplit('-').next().unwrap()]);
+    assert_eq!(again.status.code(), Some(1));
+    assert!(again.stderr.contains(&format!("retrying {id}: ")), "{}", again.stderr);
+    assert!(again.stderr.contains("missing.sh"), "it fails as the first one did: {}", again.stderr);
+    let runs = kiln.runs();
+    assert_eq!(runs.len(), 2);
+    let request = |run: &PathBuf| -> serde_json::Value {
+        serde_json::from_slice(&std::fs::read(run.join("request.json")).unwrap()).unwrap()
+    };
+    let first = runs.iter().position(|run| run.ends_with(id)).unwrap();
+    let (first, second) = (request(&runs[first]), request(&runs[1 - first]));
+    assert_eq!(second["outputDir"], first["outputDir"]);
+    assert_eq!(second["checkpoints"]["policy"]["maxAge"], 300);
+    assert_eq!(second["checkpoints"]["holdsSince"], failed.events[0]["time"]);
+    assert!(first["checkpoints"].get("holdsSince").is_none());
+
+    for (args, words) in [
+        (&["nothing-like-it"][..], "no run of this host is named nothing-like-it"),
+        (&["./data"], "not the directory of a run"),
+        (&["nothing-like-it", "-o", "out"], "--output is for runs of this host"),
+    ] {
+        let refused = retry(args);
+        assert_eq!(refused.status.code(), Some(1), "{args:?}: {}", refused.stderr);
+        assert!(refused.stderr.contains(words), "{args:?}: {}", refused.stderr);
+    }
+    let refused = retry(&["nothing-like-it", "--json"]);
+    let object: serde_json::Value = serde_json::from_str(&refused.text()).unwrap();
+    assert_eq!((&object["kind"], &object["exitStatus"]), (&json!("result"), &json!(1)), "{object:#}");
+    assert_eq!(kiln.runs().len(), 2, "no run was made");
+}

@@ -396,6 +396,135 @@ fn a_run_whose_qemu_died_goes_on_once() {
     assert_eq!(Disk::open(&later.vhd()).text("/srv/order"), "one\ntwo\nthree\n");
 }
 
+/// The first of three steps makes something at random, the second is a script that can be corrected under its address.
+fn correctable(script: &Path) -> Template {
+    tiny()
+        .shell(
+            "first",
+            [
+                "head -c 16 /dev/urandom | od -An -tx1 | tr -d ' \\n' > /tmp/r",
+                "echo random=$(cat /tmp/r)",
+                "sudo mv /tmp/r /srv/random",
+            ],
+        )
+        .customizer(
+            json!({ "type": "Shell", "name": "second", "scriptUri": format!("file://{}", script.display()) }),
+        )
+        .shell("third", ["echo three | sudo tee /srv/third"])
+}
+
+/// What the first step has said.
+fn random(log: &str) -> String {
+    let said = log.lines().find_map(|line| Some(line.split_once("random=")?.1.trim().to_owned()));
+    said.filter(|random| random.len() == 32).unwrap_or_else(|| panic!("no random bytes in:\n{log}"))
+}
+
+/// `kiln run retry` goes on at the step that failed, though the one before it is too old for any other build.
+#[test]
+fn a_failed_run_is_retried_at_its_failed_step() {
+    let kiln = keeping();
+    let policy = kiln.path().join("policy.yaml");
+    std::fs::write(&policy, "maxAge: 0s\n").unwrap();
+    let script = kiln.path().join("second.sh");
+    std::fs::write(&script, "echo wrong; exit 3\n").unwrap();
+    let template = correctable(&script);
+    let with_policy = ["--policy", policy.to_str().unwrap()];
+    let failed = kiln.start_with(&template, &with_policy).wait().failed();
+    assert_eq!(failed.failed_step(), "Shell \"second\"");
+    let id = failed.result["runId"].as_str().unwrap().to_owned();
+    let short = id.rsplit('-').next().unwrap();
+    assert_has(&failed.stderr, &format!("`kiln run retry {short}` goes on at the failed step"));
+    let first = random(&failed.log());
+    // So that a second is a second later.
+    std::thread::sleep(Duration::from_millis(1100));
+
+    // Not corrected yet: it fails again, at the same step, and says so.
+    let again = kiln.start_command(&["run", "retry", short]).wait().failed();
+    assert_eq!(again.failed_step(), "Shell \"second\"");
+    assert_has(&again.stderr, &format!("retrying {id}: Shell \"second\" failed: "));
+    let again = again.result["runId"].as_str().unwrap().to_owned();
+
+    std::fs::write(&script, "echo right | sudo tee /srv/second\n").unwrap();
+    let retried = kiln.start_command(&["run", "retry", &again]).wait().succeeded();
+    assert_has(&said(&retried), "Shell \"first\" is reused: the machine as it was kept");
+    assert_has(&said(&retried), "it held for the run that is retried, and its age does not count");
+    let done = retried.steps_done();
+    assert!(done.contains(&"restore".into()) && !done.contains(&"customize/1".into()), "{done:?}");
+    let disk = Disk::open(&retried.vhd());
+    assert_eq!(disk.text("/srv/random").trim(), first, "the first step was not run again");
+    assert_eq!((disk.text("/srv/second"), disk.text("/srv/third")), ("right\n".into(), "three\n".into()));
+    assert_eq!(retried.vhd().parent().unwrap(), kiln.out(), "where the failed one was to put it");
+
+    // What has succeeded is not retried; and any other build runs the first step again.
+    let refused = kiln.run(["run", "retry", retried.result["runId"].as_str().unwrap()]);
+    assert_eq!(refused.status.code(), Some(1));
+    assert_has(&refused.stderr, "has succeeded: there is nothing to retry");
+    let other = kiln.start_with(&template, &with_policy).wait().succeeded();
+    assert_has(&said(&other), "Shell \"first\" is run again: it is");
+    assert_ne!(Disk::open(&other.vhd()).text("/srv/random").trim(), first);
+}
+
+/// The same with a corrected template, and of a build that was to reuse nothing older than itself.
+#[test]
+fn a_retry_takes_a_corrected_template_and_nothing_older_than_a_fresh_run() {
+    let kiln = keeping();
+    let template = |second: &str| {
+        tiny()
+            .shell("first", ["head -c 16 /dev/urandom | od -An -tx1 > /tmp/r; sudo mv /tmp/r /srv/random"])
+            .shell("second", [second])
+    };
+    let earlier = kiln.build(&template("true")).succeeded();
+    let earlier = Disk::open(&earlier.vhd()).text("/srv/random");
+    let failed = kiln.start_with(&template("exit 3"), &["--fresh"]).wait().failed();
+    let corrected = kiln.path().join("corrected.json");
+    std::fs::write(&corrected, template("true").text()).unwrap();
+    let other = kiln.path().join("other");
+    let run_dir = failed.run_dir.as_ref().unwrap().to_str().unwrap();
+    let args =
+        ["run", "retry", run_dir, "--file", corrected.to_str().unwrap(), "-o", other.to_str().unwrap()];
+    let retried = kiln.start_command(&args).wait().succeeded();
+    let done = retried.steps_done();
+    assert!(!done.contains(&"customize/1".into()) && done.contains(&"customize/2".into()), "{done:?}");
+    assert_eq!(retried.vhd().parent().unwrap(), other);
+    assert_ne!(
+        Disk::open(&retried.vhd()).text("/srv/random"),
+        earlier,
+        "the earlier build's is not for a fresh one"
+    );
+}
+
+/// A stored template's run, with the corrected template; no server runs, so each command is one meanwhile.
+#[test]
+fn a_failed_run_of_a_stored_template_is_retried() {
+    let kiln = keeping();
+    let file = kiln.path().join("stored.json");
+    let path = file.to_str().unwrap();
+    let write = |second: &str| {
+        let template = tiny().shell("first", ["echo one | sudo tee -a /srv/order"]).shell("second", [second]);
+        std::fs::write(&file, template.text()).unwrap();
+    };
+    write("exit 3");
+    let put = kiln.run(["template", "put", path, "--name", "t"]);
+    assert!(put.status.success(), "{}", put.stderr);
+    let failed = kiln.start_command(&["run", "start", "t", "--watch"]).wait().failed();
+    assert_has(&failed.stderr, "`kiln run retry t --file FILE` goes on at the failed step");
+    write("echo two | sudo tee -a /srv/order");
+    let retried = kiln.start_command(&["run", "retry", "t", "--file", path]).wait().succeeded();
+    assert_has(&retried.stderr, &format!("retrying {} of t: ", failed.result["runId"].as_str().unwrap()));
+    assert_has(&said(&retried), "Shell \"first\" is reused");
+    let done = retried.steps_done();
+    assert!(done.contains(&"restore".into()) && !done.contains(&"customize/1".into()), "{done:?}");
+    let run = kiln.data().join("runs").join(retried.result["runId"].as_str().unwrap());
+    let request: Value = serde_json::from_slice(&std::fs::read(run.join("request.json")).unwrap()).unwrap();
+    assert!(request["checkpoints"]["holdsSince"].is_string(), "{request:#}");
+    let refused = kiln.run(["run", "retry", "t"]);
+    assert_eq!(refused.status.code(), Some(1));
+    assert_has(&refused.stderr, "has succeeded: there is nothing to retry");
+    // By its id it is named as what it is.
+    let refused = kiln.run(["run", "retry", failed.result["runId"].as_str().unwrap()]);
+    assert_has(&refused.stderr, "is a server's, of the template t");
+}
+
 #[test]
 fn nothing_is_kept_of_a_secret() {
     let kiln = keeping();

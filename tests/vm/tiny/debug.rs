@@ -56,7 +56,7 @@ fn a_machine_goes_on_from_where_its_customizer_failed() {
     let failed = kiln.start_with(&failing(), &["--keep-on-error"]).wait().failed();
     assert_eq!(failed.failed_step(), "Shell \"second\"");
     let (id, dir) = (id(&failed), failed.run_dir.clone().unwrap());
-    assert!(failed.stderr.contains(&format!("kiln debug {id}")), "{}", failed.stderr);
+    assert!(failed.stderr.contains(&format!("kiln debug {}`", &id[id.len() - 6..])), "{}", failed.stderr);
     let record = dir.join("work/machine/machine.json");
     assert_eq!(record.metadata().unwrap().permissions().mode() & 0o777, 0o600);
     let before = files(&dir.join("work"));

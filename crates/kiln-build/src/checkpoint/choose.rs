@@ -6,6 +6,9 @@
 //! What was kept holds when its key is the run's, when no step in it is older than its limit, and when the policy lets
 //! it be kept at all. A machine whose memory was kept by another QEMU, or on other hardware, still has its disk, which
 //! is booted. What is reused is always said, and so is why it is not more.
+//!
+//! A run that retries another one goes on where that one failed, however long ago that was: no step grows older than it
+//! was when the retried run began. Secrets and what is never to be kept are no matter of age, and stay as they are.
 
 use jiff::Timestamp;
 use kiln_library::{CheckpointKind, Manifest, StepInput};
@@ -59,6 +62,8 @@ pub struct Asked<'a> {
     /// The portrait of the machine that memory must fit; none: not known yet, so any memory counts.
     pub machine: Option<Sha256>,
     pub now: Timestamp,
+    /// When the run that is retried began, where one is: ages count to then.
+    pub holds_since: Option<Timestamp>,
 }
 
 /// Chooses among what was kept; newest first.
@@ -70,8 +75,9 @@ pub fn choose(asked: Asked<'_>, shelf: &[Manifest]) -> Choice {
         of_image.filter(|kept| asked.holds(kept, last).is_ok()).max_by_key(|kept| newest(kept))
     {
         let said = vec![format!(
-            "the finished image is reused, made {} ago: nothing that led to it has changed, and no guest is started",
-            age(asked.since(&kept.created_at))
+            "the finished image is reused, made {} ago: nothing that led to it has changed, and no guest is started{}",
+            age(asked.since(&kept.created_at)),
+            asked.retried(kept, last)
         )];
         return Choice { start: Start::Image { id: kept.id.clone() }, said };
     }
@@ -135,9 +141,10 @@ impl Asked<'_> {
                 continue;
             };
             // A record that does not tell is too old.
-            let age = kept.steps.get(link).map_or(u64::MAX, |step| self.since(&step.made_at));
-            if age > limit {
-                return Err(Not::Old { link, age, limit });
+            let made_at = kept.steps.get(link).map_or("", |step| &step.made_at);
+            let until = self.holds_since.map_or(self.now, |since| since.min(self.now));
+            if seconds_between(made_at, until) > limit {
+                return Err(Not::Old { link, age: self.since(made_at), limit });
             }
         }
         Ok(())
@@ -148,9 +155,16 @@ impl Asked<'_> {
     }
 
     fn since(&self, then: &str) -> u64 {
-        let Ok(then) = then.parse::<Timestamp>() else { return u64::MAX };
-        // A clock that was set back makes nothing younger than now.
-        u64::try_from(self.now.as_second().saturating_sub(then.as_second())).unwrap_or(0)
+        seconds_between(then, self.now)
+    }
+
+    /// What is said of something that only holds because a run is retried.
+    fn retried(&self, kept: &Manifest, after: usize) -> &'static str {
+        let ordinary = Asked { holds_since: None, ..*self };
+        match ordinary.holds(kept, after) {
+            Err(Not::Old { .. }) => "; it held for the run that is retried, and its age does not count",
+            _ => "",
+        }
     }
 
     fn reused(&self, start: &Start, kept: &Manifest, after: usize) -> String {
@@ -160,7 +174,7 @@ impl Asked<'_> {
             _ => format!("customizers 1 to {after} are reused, up to {}", self.chain.links[after].title),
         };
         let old = age(self.since(&kept.created_at));
-        match start {
+        let said = match start {
             Start::Cold { .. } if kept.memory.is_none() => {
                 format!("{what}: the disk as it was kept {old} ago is booted, as no memory was kept with it")
             }
@@ -168,7 +182,8 @@ impl Asked<'_> {
                 "{what}: the disk as it was kept {old} ago is booted, as its memory is of another machine or QEMU"
             ),
             _ => format!("{what}: the machine as it was kept {old} ago goes on"),
-        }
+        };
+        said + self.retried(kept, after)
     }
 
     /// Why the state of this link is not among what is reused.
@@ -241,6 +256,13 @@ impl Asked<'_> {
         }
         now.iter().filter(|part| !then.contains(part)).map(|part| part.what.clone()).collect()
     }
+}
+
+/// A time that cannot be read is for ever ago.
+fn seconds_between(then: &str, until: Timestamp) -> u64 {
+    let Ok(then) = then.parse::<Timestamp>() else { return u64::MAX };
+    // A clock that was set back makes nothing younger than now.
+    u64::try_from(until.as_second().saturating_sub(then.as_second())).unwrap_or(0)
 }
 
 /// By the time it was made; texts of one form sort like the times they are.
@@ -327,9 +349,22 @@ mod tests {
         }
     }
 
+    fn shelf_time(hours: i64) -> String {
+        (NOW.parse::<Timestamp>().unwrap() - jiff::SignedDuration::from_hours(hours)).to_string()
+    }
+
     fn ask(chain: &Chain, policy: &CachePolicy, shelf: &[Manifest]) -> Choice {
         let machine = Some(digest("machine"));
-        choose(Asked { chain, base: "b", policy, machine, now: NOW.parse().unwrap() }, shelf)
+        let now = NOW.parse().unwrap();
+        choose(Asked { chain, base: "b", policy, machine, now, holds_since: None }, shelf)
+    }
+
+    /// For a run that retries one which began so many hours ago.
+    fn retry(chain: &Chain, policy: &CachePolicy, shelf: &[Manifest], hours: i64) -> Choice {
+        let machine = Some(digest("machine"));
+        let now = NOW.parse::<Timestamp>().unwrap();
+        let holds_since = Some(now - jiff::SignedDuration::from_hours(hours));
+        choose(Asked { chain, base: "b", policy, machine, now, holds_since }, shelf)
     }
 
     fn check(choice: &Choice, start: &Start, words: &[&str]) {
@@ -441,6 +476,54 @@ mod tests {
         );
         let hour = with(2, StepPolicy { cache: Some(Cache::For(1800)), secret: false });
         check(&ask(&chain, &hour, &shelf), &warm("k1", 1), &["Shell #2 is run again: it is 60 min old"]);
+    }
+
+    #[test]
+    fn a_retry_goes_on_where_the_run_failed_however_long_ago() {
+        let chain = chain(&["a", "b", "c"]);
+        let warm = |id: &str, after| Start::Warm { id: id.into(), after };
+        // It began 30 hours ago, reused the first step of 40 hours ago, made the second, and failed at the third.
+        let shelf = [kept("k0", &chain, 0, 40), kept("k1", &chain, 1, 40), {
+            let mut second = kept("k2", &chain, 2, 29);
+            second.steps[1].made_at = shelf_time(40);
+            second
+        }];
+        let day = CachePolicy::default();
+        let again = "Shell #3 is run again: nothing was kept of it yet";
+        let booted = warm("k0", 0);
+        check(&ask(&chain, &day, &shelf), &booted, &["Shell #1 is run again: it is 40 h old"]);
+        check(
+            &retry(&chain, &day, &shelf, 30),
+            &warm("k2", 2),
+            &[
+                "kept 29 h ago goes on; it held for the run that is retried, and its age does not count",
+                again,
+            ],
+        );
+        // A step that is never old enough is good for the run that made it.
+        let none = CachePolicy { max_age: 0, ..CachePolicy::default() };
+        let fresh = [kept("k0", &chain, 0, 40), kept("k1", &chain, 1, 29), kept("k2", &chain, 2, 29)];
+        check(&ask(&chain, &none, &fresh), &booted, &["and good for 0 s"]);
+        check(&retry(&chain, &none, &fresh, 30), &warm("k2", 2), &["its age does not count"]);
+        // What was too old for it already still is.
+        check(&retry(&chain, &day, &fresh, 2), &booted, &["Shell #1 is run again: it is 29 h old"]);
+        // Nothing is said of an age that would do anyway, nor by a clock that was set back since.
+        let young = [kept("k2", &chain, 2, 1)];
+        let choice = retry(&chain, &day, &young, 2);
+        assert!(!choice.said[0].contains("retried"), "{choice:#?}");
+        check(&retry(&chain, &none, &fresh, -1), &booted, &["good for 0 s"]);
+    }
+
+    #[test]
+    fn a_retry_runs_secrets_and_what_is_never_kept_again() {
+        let chain = chain(&["a", "b"]);
+        let shelf = [kept("k0", &chain, 0, 1), kept("k1", &chain, 1, 1), kept("k2", &chain, 2, 1)];
+        let warm = |id: &str, after| Start::Warm { id: id.into(), after };
+        let with = |step| CachePolicy { steps: BTreeMap::from([(2, step)]), ..CachePolicy::default() };
+        let never = with(StepPolicy { cache: Some(Cache::Never), secret: false });
+        check(&retry(&chain, &never, &shelf, 2), &warm("k1", 1), &["Shell #2 is run each time"]);
+        let secret = with(StepPolicy { cache: None, secret: true });
+        check(&retry(&chain, &secret, &shelf, 2), &warm("k1", 1), &["the policy calls it secret"]);
     }
 
     #[test]

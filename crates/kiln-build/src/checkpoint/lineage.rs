@@ -133,7 +133,7 @@ impl Lineage {
         let portrait = crate::boot::portrait(run).await?;
         let machine =
             MachineMark { digest: Sha256::from_bytes(portrait.digest()), lines: portrait.lines().to_vec() };
-        let (begin, making) = match wishes.reuse {
+        let (begin, making) = match wishes.may_reuse() {
             true => together(run, wishes, &chain, &machine).await?,
             false => (Begin::Base, Vec::new()),
         };
@@ -299,6 +299,9 @@ async fn reuse(
     machine: &MachineMark,
 ) -> Result<(Begin, Vec<String>), BuildError> {
     let mut shelf: Vec<Manifest> = run.library.checkpoints()?.into_iter().map(|kept| kept.manifest).collect();
+    if let (false, Some(since)) = (wishes.reuse, wishes.since()) {
+        shelf.retain(|kept| made_since(kept, since));
+    }
     loop {
         let asked = Asked {
             chain,
@@ -306,6 +309,7 @@ async fn reuse(
             policy: &wishes.policy,
             machine: Some(machine.digest),
             now: Timestamp::now(),
+            holds_since: wishes.since(),
         };
         let choice = choose(asked, &shelf);
         let (Start::Image { id } | Start::Warm { id, .. } | Start::Cold { id, .. }) = &choice.start else {
@@ -339,6 +343,11 @@ async fn reuse(
             }
         }
     }
+}
+
+/// Whether every step of it was made then or later.
+fn made_since(kept: &Manifest, since: Timestamp) -> bool {
+    kept.steps.iter().all(|step| step.made_at.parse::<Timestamp>().is_ok_and(|made| made >= since))
 }
 
 /// What is damaged once is damaged for everybody: it goes, with all that lies on it.

@@ -47,8 +47,14 @@ pub fn forecast(
 ) -> Result<Choice, LibraryError> {
     let chain = key::Chain::of(plan, inputs);
     let shelf: Vec<_> = library.checkpoints()?.into_iter().map(|kept| kept.manifest).collect();
-    let asked =
-        Asked { chain: &chain, base: &plan.source.name, policy, machine: None, now: Timestamp::now() };
+    let asked = Asked {
+        chain: &chain,
+        base: &plan.source.name,
+        policy,
+        machine: None,
+        now: Timestamp::now(),
+        holds_since: None,
+    };
     let mut choice = choose(asked, &shelf);
     choice.said.extend(choice.caution());
     Ok(choice)

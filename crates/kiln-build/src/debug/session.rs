@@ -21,6 +21,7 @@ use crate::boot::linux;
 use crate::context::WorkerSettings;
 use crate::error::{BuildError, ReachError};
 use crate::run_dir::{RunDir, RunDirError, RunRequest};
+use crate::share::{OVERHEAD_MIB, Share, Shares};
 use crate::workspace;
 
 /// The folder of a session begins with this, in the run's directory.
@@ -62,6 +63,7 @@ pub struct Session {
     booted: Option<String>,
     serial_log: PathBuf,
     folder: Folder,
+    _share: Share,
     _lease: ImageLease,
     /// The run stays, whatever is cleaned up, and nobody else opens its machine meanwhile.
     _lock: FileLock,
@@ -87,6 +89,11 @@ impl Session {
         let lease = Library::open(&request.library)
             .and_then(|library| library.use_image(&plan.source))
             .map_err(BuildError::from)?;
+        let shares = Shares::open(&settings.runtime_dir, settings.memory_mib).map_err(BuildError::Memory)?;
+        let waits = |standing| say(&format!("waiting for memory: {standing}"));
+        let need = plan.machine.memory_mib + OVERHEAD_MIB;
+        let taken = shares.take(request.run_id.as_str(), need, waits, control).await;
+        let share = taken.map_err(BuildError::Memory)?;
         let folder = Folder::create(dir, &request, settings)?;
         let opening = Opening { dir, plan: &plan, left: &left, settings, folder: &folder };
 
@@ -111,7 +118,18 @@ impl Session {
         };
         let (cause, left_at) = (left.cause.clone(), left.left_at.clone());
         let serial_log = folder.path.join("serial.log");
-        Ok(Self { vm, guest, cause, left_at, booted, serial_log, folder, _lease: lease, _lock: lock })
+        Ok(Self {
+            vm,
+            guest,
+            cause,
+            left_at,
+            booted,
+            serial_log,
+            folder,
+            _share: share,
+            _lease: lease,
+            _lock: lock,
+        })
     }
 
     /// What ended the run.

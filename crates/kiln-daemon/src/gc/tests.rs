@@ -367,6 +367,7 @@ impl Data {
             cpus: 0,
             attempt: 1,
             started_by: "me".into(),
+            holds_since: None,
         };
         let folder = self.places.artifacts.join(name);
         std::fs::create_dir_all(&folder).unwrap();

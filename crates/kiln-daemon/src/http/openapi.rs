@@ -85,6 +85,7 @@ mod tests {
                 Own::Log(..) => template("/runs/{run}/log"),
                 Own::Events(..) => template("/runs/{run}/events"),
                 Own::CustomizationLog(..) => template("/runs/{run}/customization.log"),
+                Own::Retry(..) => template("/runs/{run}/retry"),
                 Own::ValidationLog(..) => template("/runs/{run}/validation.log"),
                 Own::Artifact { .. } => "/kiln/artifacts/{runId}/{file}".to_owned(),
                 Own::Input(_) => "/kiln/inputs/{sha256}".to_owned(),
@@ -99,7 +100,7 @@ mod tests {
     }
 
     /// How many paths [`path_of`] can give; a new arm there makes one more.
-    const PATHS: usize = 47;
+    const PATHS: usize = 48;
 
     fn document_paths() -> BTreeMap<String, Value> {
         let document: Value = serde_json::from_str(DOCUMENT).unwrap();

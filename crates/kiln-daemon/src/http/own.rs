@@ -26,6 +26,7 @@ pub async fn answer(daemon: &Arc<Daemon>, route: OwnRoute, call: Call) -> Answer
         OwnRoute::ValidationLog(template, which) => {
             logs::download(daemon, call, &template, &which, RunFile::ValidationLog).await
         }
+        OwnRoute::Retry(template, which) => runs::retry(daemon, call, &template, &which).await,
         OwnRoute::Artifact { run, file } => artifacts::download(daemon, call, &run, &file).await,
         OwnRoute::Input(sha256) => inputs::answer(daemon, call, sha256).await,
         OwnRoute::Status => host::status(daemon).await,

@@ -143,6 +143,8 @@ pub enum OwnRoute {
     /// `…/customization.log`, the finished file.
     CustomizationLog(TemplateId, WhichRun),
     ValidationLog(TemplateId, WhichRun),
+    /// POST `…/runs/{id|latest}/retry`: another run in the place of one that failed.
+    Retry(TemplateId, WhichRun),
     /// `/kiln/artifacts/{run}/{file}`
     Artifact {
         run: RunId,
@@ -230,7 +232,7 @@ impl Route {
             Self::SignIn(SignInRoute::ManagedIdentity) => GET_POST,
             Self::SignIn(_) => GET,
             Self::Own(OwnRoute::Input(_)) => GET_PUT,
-            Self::Own(OwnRoute::Gc) => POST,
+            Self::Own(OwnRoute::Gc | OwnRoute::Retry(..)) => POST,
             Self::Own(_) => GET,
         }
     }
@@ -286,6 +288,8 @@ impl Route {
             Self::Own(OwnRoute::Artifact { .. }) => "Kiln/artifacts",
             Self::Own(OwnRoute::Input(_)) => "Kiln/inputs",
             Self::Own(OwnRoute::Gc) => "Kiln/gc",
+            // Whoever may run a template may do it once more.
+            Self::Own(OwnRoute::Retry(..)) => return format!("{NAMESPACE}/imageTemplates/run/action"),
             Self::Own(OwnRoute::Health | OwnRoute::Status | OwnRoute::Activity | OwnRoute::OpenApi) => {
                 "Kiln/host"
             }
@@ -345,7 +349,8 @@ impl Route {
                 | OwnRoute::Log(id, _)
                 | OwnRoute::Events(id, _)
                 | OwnRoute::CustomizationLog(id, _)
-                | OwnRoute::ValidationLog(id, _) => id.arm_id(),
+                | OwnRoute::ValidationLog(id, _)
+                | OwnRoute::Retry(id, _) => id.arm_id(),
                 OwnRoute::Artifact { run, file } => format!("/kiln/artifacts/{run}/{file}"),
                 OwnRoute::Input(digest) => format!("/kiln/inputs/{digest}"),
                 OwnRoute::AllRuns
@@ -454,6 +459,7 @@ fn below_group(names: &[String], rest: &[&str]) -> Result<Route, RouteError> {
                 ["events"] => OwnRoute::Events(template, which),
                 ["customization.log"] => OwnRoute::CustomizationLog(template, which),
                 ["validation.log"] => OwnRoute::ValidationLog(template, which),
+                ["retry"] => OwnRoute::Retry(template, which),
                 _ => return Err(RouteError::Own),
             }))
         }

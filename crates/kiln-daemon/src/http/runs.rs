@@ -6,6 +6,7 @@
 
 use std::io;
 use std::path::PathBuf;
+use std::sync::Arc;
 
 use kiln_build::run_dir::RunId;
 use kiln_model::RunView;
@@ -15,6 +16,7 @@ use serde_json::{Map, Value, json};
 
 use super::answer::{Answer, ArmError, ok};
 use super::call::Call;
+use super::images;
 use super::paging;
 use super::route::WhichRun;
 use crate::daemon::Daemon;
@@ -81,6 +83,17 @@ pub(super) async fn show(daemon: &Daemon, call: Call, template: &TemplateId, whi
         Err(error) => tracing::warn!(run = %run.id, %error, "cannot read the events of a run"),
     }
     Ok(ok(&shown))
+}
+
+/// POST `…/runs/{run}/retry`.
+pub(super) async fn retry(
+    daemon: &Arc<Daemon>,
+    call: Call,
+    template: &TemplateId,
+    which: &WhichRun,
+) -> Answer {
+    let failed = find(daemon, template, which).await?;
+    images::retry(daemon, call, template, &failed.id).await
 }
 
 /// The run a path names.

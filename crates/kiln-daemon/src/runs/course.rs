@@ -8,7 +8,7 @@ use std::path::PathBuf;
 use std::sync::Arc;
 use std::time::Duration;
 
-use kiln_build::run_dir::{REQUEST_FORMAT, RunDir, RunRequest};
+use kiln_build::run_dir::{CheckpointWishes, REQUEST_FORMAT, RunDir, RunRequest};
 use kiln_model::event::read_events;
 use kiln_model::plan::BuildPlan;
 use kiln_model::run::{Fault, RunState};
@@ -522,7 +522,11 @@ fn request(inner: &Inner, run: &RunRecord) -> RunRequest {
         library: inner.settings.library.clone(),
         operation: Some(run.operation.clone()),
         transcript: false,
-        checkpoints: inner.settings.checkpoints.clone(),
+        checkpoints: inner
+            .settings
+            .checkpoints
+            .clone()
+            .map(|wishes| CheckpointWishes { holds_since: run.holds_since.clone(), ..wishes }),
     }
 }
 

@@ -153,6 +153,11 @@ pub enum EnqueueError {
     #[error("there is no template {0}")]
     NotFound(TemplateId),
     /// A run is active, or the template is not ready.
+    #[error("the template has no run {0}")]
+    NoRun(RunId),
+    /// Only what has failed is retried.
+    #[error("the run {run} is {state:?}, and only a run that has ended without success is retried")]
+    NotFailed { run: RunId, state: RunState },
     #[error("a run is not allowed while the template is {provisioning:?} and its last run {run:?}")]
     NotAllowed { provisioning: ProvisioningState, run: Option<RunState> },
     #[error(transparent)]
@@ -231,11 +236,37 @@ impl Runs {
         by: &str,
         _api_version: &str,
     ) -> Result<RunRecord, EnqueueError> {
+        self.queue(template, by, None).await
+    }
+
+    /// The same for a run that takes the place of one which failed: what was good for that one still is.
+    pub async fn retry(
+        &self,
+        template: &TemplateId,
+        failed: &RunId,
+        by: &str,
+    ) -> Result<RunRecord, EnqueueError> {
+        self.queue(template, by, Some(failed.clone())).await
+    }
+
+    async fn queue(
+        &self,
+        template: &TemplateId,
+        by: &str,
+        retries: Option<RunId>,
+    ) -> Result<RunRecord, EnqueueError> {
         let (id, by) = (template.clone(), by.to_owned());
         let run = self
             .inner
             .store
             .write(move |w| {
+                let holds_since = match retries {
+                    Some(retried) => {
+                        let failed = w.run(&retried)?.filter(|run| run.template == id);
+                        Some(began(failed.ok_or(EnqueueError::NoRun(retried))?)?)
+                    }
+                    None => None,
+                };
                 let Some(template) = w.template(&id)? else { return Err(EnqueueError::NotFound(id)) };
                 let active = w.active_run(&template.id)?;
                 if active.is_some() || template.provisioning != ProvisioningState::Succeeded {
@@ -262,6 +293,7 @@ impl Runs {
                     cpus: 0,
                     attempt: 0,
                     started_by: by,
+                    holds_since,
                 };
                 w.insert_run(&run)?;
                 w.insert_operation(&OperationRecord { run: Some(run.id.clone()), ..operation })?;
@@ -375,6 +407,19 @@ impl Runs {
         self.inner.courses().insert(run.id.clone(), Handle { wish, ticks: ticking });
         let course = Course::new(Arc::clone(&self.inner), run, wished, ticks);
         self.inner.tasks.spawn(course.take(place, beginning));
+    }
+}
+
+/// When a run that is to be retried began; the first one, where it retries one itself.
+fn began(failed: RunRecord) -> Result<String, EnqueueError> {
+    let RunRecord { id, state, queued_at, started_at, holds_since, .. } = failed;
+    match state {
+        RunState::Failed | RunState::Canceled | RunState::PartiallySucceeded => {
+            Ok(holds_since.or(started_at).unwrap_or(queued_at))
+        }
+        RunState::Running | RunState::Canceling | RunState::Succeeded => {
+            Err(EnqueueError::NotFailed { run: id, state })
+        }
     }
 }
 

@@ -188,6 +188,9 @@ pub struct RunRecord {
     /// Workers it has had.
     pub attempt: u32,
     pub started_by: String,
+    /// Of a run that retries another one: when the first of those began; see
+    /// [`kiln_build::run_dir::CheckpointWishes::holds_since`].
+    pub holds_since: Option<String>,
 }
 
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]

@@ -40,6 +40,8 @@ pub struct RunOrigin {
     pub started_by: String,
     pub memory_mib: u64,
     pub cpus: u32,
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub holds_since: Option<String>,
 }
 
 impl RunOrigin {
@@ -55,6 +57,7 @@ impl RunOrigin {
             started_by: run.started_by.clone(),
             memory_mib: run.memory_mib,
             cpus: run.cpus,
+            holds_since: run.holds_since.clone(),
         }
     }
 
@@ -258,6 +261,7 @@ fn known(path: &Path, id: &RunId) -> Result<Option<Known>, Skip> {
         cpus: origin.cpus,
         attempt: view.attempt,
         started_by: origin.started_by,
+        holds_since: origin.holds_since,
     };
     Ok(Some(Known { run, operation, outputs }))
 }

@@ -109,7 +109,7 @@ pub(super) fn trigger(row: &Row<'_>) -> Read<TriggerRecord> {
 }
 
 pub(super) const RUN: &str = "id, subscription, resource_group, template, operation, state, phase, message, \
-     fault, queued_at, started_at, ended_at, memory_mib, cpus, attempt, started_by";
+     fault, queued_at, started_at, ended_at, memory_mib, cpus, attempt, started_by, holds_since";
 
 pub(super) fn run(row: &Row<'_>) -> Read<RunRecord> {
     Ok(RunRecord {
@@ -127,6 +127,7 @@ pub(super) fn run(row: &Row<'_>) -> Read<RunRecord> {
         cpus: plain(row, "cpus")?,
         attempt: plain(row, "attempt")?,
         started_by: plain(row, "started_by")?,
+        holds_since: plain(row, "holds_since")?,
     })
 }
 

@@ -14,7 +14,7 @@ pub(super) const APPLICATION_ID: i32 = 0x4B49_4C4E;
 /// The schema this build knows; `PRAGMA user_version` of its databases.
 pub(super) const VERSION: i64 = STEPS.len() as i64;
 
-const STEPS: &[&str] = &[include_str!("schema/1.sql")];
+const STEPS: &[&str] = &[include_str!("schema/1.sql"), include_str!("schema/2.sql")];
 
 /// Brings the database to [`VERSION`]. Returns whether there was none before.
 pub(super) fn migrate(connection: &mut Connection) -> rusqlite::Result<bool> {

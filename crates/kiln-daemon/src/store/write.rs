@@ -129,10 +129,10 @@ impl<'a> Writer<'a> {
         self.put_run(
             "INSERT INTO runs (id, template_key, subscription, resource_group, template, operation, state, \
              finished, phase, message, fault, queued_at, queued_us, started_at, ended_at, ended_us, \
-             memory_mib, cpus, attempt, started_by) \
+             memory_mib, cpus, attempt, started_by, holds_since) \
              VALUES (:id, :template_key, :subscription, :resource_group, :template, :operation, :state, \
              :finished, :phase, :message, :fault, :queued_at, :queued_us, :started_at, :ended_at, :ended_us, \
-             :memory_mib, :cpus, :attempt, :started_by)",
+             :memory_mib, :cpus, :attempt, :started_by, :holds_since)",
             record,
         )
     }
@@ -159,7 +159,7 @@ impl<'a> Writer<'a> {
              finished = :finished, phase = :phase, message = :message, fault = :fault, \
              queued_at = :queued_at, queued_us = :queued_us, started_at = :started_at, ended_at = :ended_at, \
              ended_us = :ended_us, memory_mib = :memory_mib, cpus = :cpus, attempt = :attempt, \
-             started_by = :started_by WHERE id = :id",
+             started_by = :started_by, holds_since = :holds_since WHERE id = :id",
             record,
         )
     }
@@ -196,6 +196,7 @@ impl<'a> Writer<'a> {
                 ":cpus": record.cpus,
                 ":attempt": record.attempt,
                 ":started_by": record.started_by,
+                ":holds_since": record.holds_since,
             },
         )?;
         self.refresh_last_run(template)

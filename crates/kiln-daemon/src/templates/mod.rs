@@ -178,7 +178,12 @@ impl Templates {
         match runs.enqueue(id, by, api_version).await {
             Ok(run) => tracing::info!(template = %id, run = %run.id, "autoRun"),
             // Somebody was quicker, to run it or to take it away.
-            Err(EnqueueError::NotFound(_) | EnqueueError::NotAllowed { .. }) => {}
+            Err(
+                EnqueueError::NotFound(_)
+                | EnqueueError::NotAllowed { .. }
+                | EnqueueError::NoRun(_)
+                | EnqueueError::NotFailed { .. },
+            ) => {}
             Err(EnqueueError::Store(error)) => {
                 tracing::error!(template = %id, error = &error as &dyn std::error::Error, "autoRun failed");
             }

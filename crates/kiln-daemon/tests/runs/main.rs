@@ -12,7 +12,7 @@ use std::sync::Arc;
 use std::sync::atomic::{AtomicU64, Ordering};
 use std::time::Duration;
 
-use kiln_build::run_dir::{REQUEST_FORMAT, Request, RunDir, RunId, RunRequest};
+use kiln_build::run_dir::{CheckpointWishes, REQUEST_FORMAT, Request, RunDir, RunId, RunRequest};
 use kiln_daemon::executor::{Placement, WorkerCommand};
 use kiln_daemon::runs::{
     CancelError, EnqueueError, HostBudget, Planner, Runs, RunsSettings, Unplannable, log_location,
@@ -230,6 +230,46 @@ async fn a_run_from_its_request_to_its_artifact() {
     let again = runs.enqueue(&template, "me", "2022-07-01").await.unwrap();
     runs.cancel(&template, "me", "2022-07-01", false).await.unwrap();
     assert_eq!(ended(&runs, &again.id).await.state, RunState::Canceled);
+}
+
+/// A run in the place of one that failed: what was good for the first of them is good for the last.
+#[tokio::test]
+async fn a_failed_run_is_retried_with_what_was_good_for_it() {
+    let place = Place::new();
+    let wishes = CheckpointWishes {
+        reuse: true,
+        keep: true,
+        size_limit: 1 << 30,
+        policy: Default::default(),
+        holds_since: None,
+    };
+    let settings = RunsSettings { checkpoints: Some(wishes), ..place.settings(2) };
+    let runs = Runs::open(place.store.clone(), place.planner(), settings).await.unwrap();
+    let template = place.template("fail").await;
+    let first = runs.enqueue(&template, "me", "2022-07-01").await.unwrap();
+    let first = ended(&runs, &first.id).await;
+    let request = |run: &RunId| place.dir(run).read_request().unwrap().checkpoints.unwrap();
+    assert_eq!((first.state, request(&first.id).holds_since), (RunState::Failed, None));
+
+    let second = runs.retry(&template, &first.id, "me").await.unwrap();
+    assert_eq!(second.holds_since, first.started_at);
+    assert_eq!(place.operation(&second.operation).await.status, OperationStatus::InProgress);
+    assert_eq!(ended(&runs, &second.id).await.state, RunState::Failed);
+    assert_eq!(request(&second.id).holds_since, first.started_at);
+    let third = runs.retry(&template, &second.id, "me").await.unwrap();
+    assert_eq!(ended(&runs, &third.id).await.holds_since, first.started_at, "the first one's start");
+
+    let other = place.template("wait").await;
+    let theirs = runs.retry(&other, &first.id, "me").await.unwrap_err();
+    assert!(matches!(theirs, EnqueueError::NoRun(_)), "{theirs:?}");
+    let running = runs.enqueue(&other, "me", "2022-07-01").await.unwrap();
+    let early = runs.retry(&other, &running.id, "me").await.unwrap_err();
+    assert!(matches!(early, EnqueueError::NotFailed { state: RunState::Running, .. }), "{early:?}");
+    in_phase(&place, &running.id, Phase::Customizing).await;
+    place.finish(&running.id);
+    assert_eq!(ended(&runs, &running.id).await.state, RunState::Succeeded);
+    let good = runs.retry(&other, &running.id, "me").await.unwrap_err();
+    assert!(matches!(good, EnqueueError::NotFailed { state: RunState::Succeeded, .. }), "{good:?}");
 }
 
 #[tokio::test]
@@ -624,6 +664,7 @@ async fn template_and_row(place: &Place, name: &str) -> RunId {
         cpus: 0,
         attempt: 0,
         started_by: "me".into(),
+        holds_since: None,
     };
     place.store.write::<_, StoreError, _>(move |w| w.insert_run(&run)).await.unwrap();
     id

@@ -11,8 +11,8 @@ use clap::{Args, Parser, Subcommand, ValueEnum};
 
 pub use server::{
     AzSetupArgs, GcArgs, OutputCommand, OutputDownloadArgs, OutputGetArgs, OutputListArgs, RunCancelArgs,
-    RunCommand, RunListArgs, RunLogsArgs, RunStartArgs, RunWatchArgs, ServeArgs, ServerArgs, TemplateCommand,
-    TemplateDeleteArgs, TemplateGetArgs, TemplateListArgs, TemplatePutArgs,
+    RunCommand, RunListArgs, RunLogsArgs, RunRetryArgs, RunStartArgs, RunWatchArgs, ServeArgs, ServerArgs,
+    TemplateCommand, TemplateDeleteArgs, TemplateGetArgs, TemplateListArgs, TemplatePutArgs,
 };
 
 /// Azure VM Image Builder for your own hardware.
@@ -56,7 +56,7 @@ pub enum Command {
     /// Templates that a server keeps
     #[command(subcommand)]
     Template(TemplateCommand),
-    /// Runs of stored templates: start, watch, cancel
+    /// Runs: start, watch, cancel, and retry one that failed
     #[command(subcommand)]
     Run(RunCommand),
     /// What runs left: list it, fetch it
@@ -465,6 +465,22 @@ mod tests {
         for own in ["--local", "--keep-on-error"] {
             assert!(Cli::try_parse_from(["kiln", "build", "t.json", own]).is_ok());
             assert!(Cli::try_parse_from(["kiln", "build", "t.json", own, "--server", "unix:/s"]).is_err());
+        }
+    }
+
+    #[test]
+    fn a_retry_is_of_a_run_here_or_of_a_template_there() {
+        let parse = |more: &[&str]| Cli::try_parse_from([&["kiln", "run", "retry"], more].concat());
+        for fine in [
+            &["3f9a1c"][..],
+            &["./runs/x", "--file", "t.json", "-o", "out", "--json"],
+            &["hello", "--run", "20261123T172233Z-hello-3f9a1c", "--server", "unix:/s", "--file", "-"],
+        ] {
+            assert!(parse(fine).is_ok(), "{fine:?}");
+        }
+        for wrong in [&[][..], &["t", "-o", "out", "--run", "r"], &["t", "-o", "out", "--server", "unix:/s"]]
+        {
+            assert!(parse(wrong).is_err(), "{wrong:?}");
         }
     }
 

@@ -148,6 +148,8 @@ pub struct TemplateDeleteArgs {
 pub enum RunCommand {
     /// Run a stored template
     Start(RunStartArgs),
+    /// Run again what failed, from the step that failed
+    Retry(RunRetryArgs),
     /// Show a run from its beginning, and follow it to its end
     Watch(RunWatchArgs),
     /// Ask a run to end
@@ -170,6 +172,35 @@ pub struct RunStartArgs {
     pub watch: bool,
 
     /// Print one JSON object; with --watch the run's events as JSON lines, and a result last
+    #[arg(long)]
+    pub json: bool,
+
+    #[command(flatten)]
+    pub server: ServerArgs,
+}
+
+#[derive(Debug, Args)]
+#[command(after_help = "Examples:\n  kiln run retry 3f9a1c\n  kiln run retry 3f9a1c --file hello.json\n  \
+                  kiln run retry hello --file hello.json\n\n\
+                  What was good for the failed run is reused, whatever its age is now. Scripts and files of a run of\n\
+                  this host are fetched anew; a server has those of its templates as they were stored.")]
+pub struct RunRetryArgs {
+    /// Run of this host: its id, the end of that, or its directory; or the name of a server's template
+    pub name: String,
+
+    /// Which of the template's runs [default: the newest]
+    #[arg(long, value_name = "ID")]
+    pub run: Option<String>,
+
+    /// Corrected template: JSON (comments and trailing commas allowed) or YAML; `-` reads standard input
+    #[arg(long, value_name = "FILE")]
+    pub file: Option<PathBuf>,
+
+    /// Directory for the VHD and its record [default: the failed run's]
+    #[arg(short, long, value_name = "DIR", conflicts_with_all = ["run", "server"])]
+    pub output: Option<PathBuf>,
+
+    /// Print run events as JSON lines on stdout, and a result object last
     #[arg(long)]
     pub json: bool,
 

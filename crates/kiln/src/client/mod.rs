@@ -180,8 +180,17 @@ impl Client {
 
     /// Asks for a run of a template. Its operation ends when the run does.
     pub async fn start_run(&self, template: &str) -> Result<String, ClientError> {
+        self.begin_run(template, "/run").await
+    }
+
+    /// Asks for a run in the place of one that failed.
+    pub async fn retry_run(&self, template: &str, failed: &str) -> Result<String, ClientError> {
+        self.begin_run(template, &format!("/runs/{}/retry", encode(failed))).await
+    }
+
+    async fn begin_run(&self, template: &str, path: &str) -> Result<String, ClientError> {
         let asked = Instant::now();
-        let (pending, _) = self.change(&Ask::new(Method::POST, self.below(template, "/run"))).await?;
+        let (pending, _) = self.change(&Ask::new(Method::POST, self.below(template, path))).await?;
         let operation = pending.ok_or_else(|| self.link.strange("a run has no operation"))?;
         tracing::debug!(template, operation = operation.path, took = ?asked.elapsed(), "run asked for");
         // The newest run of a template is the one just begun: there is one at a time.

@@ -62,7 +62,6 @@ async fn build_somewhere(around: &Surroundings<'_>, settings: &BuildSettings) ->
 }
 
 async fn build(around: &Surroundings<'_>, settings: &BuildSettings) -> End {
-    let printer = around.printer;
     let folders = Folders::resolve(around.environment).map_err(Failure::host)?;
     settings::ensure_private(&folders.runtime).map_err(Failure::host)?;
     let shelves = Shelves::open(&folders)?;
@@ -84,22 +83,33 @@ async fn build(around: &Surroundings<'_>, settings: &BuildSettings) -> End {
         checkpoints: settings.reuse.as_ref().map(|reuse| wishes(reuse, &plan)).transpose()?,
         json: settings.json,
     };
-    let run_dir = make_run(&wanted, &folders, &plan)?;
-    let outcome = carry_out(around, &wanted, &run_dir, &mut signals).await?;
+    let run_dir = make_run(&wanted, &folders.runs, &folders.library, &plan)?;
+    see_through(around, &wanted, &run_dir, &mut signals).await
+}
+
+/// Carries out a prepared run and tells how it ended.
+pub(super) async fn see_through(
+    around: &Surroundings<'_>,
+    wanted: &Wanted<'_>,
+    run_dir: &RunDir,
+    signals: &mut Signals,
+) -> End {
+    let printer = around.printer;
+    let outcome = carry_out(around, wanted, run_dir, signals).await?;
     let status = status_of(&outcome);
     let report = Report {
         outcome: &outcome,
-        place: Place::Here(&run_dir),
-        output_dir: Some(&settings.output),
-        kept_on_error: settings.keep_on_error,
+        place: Place::Here(run_dir),
+        output_dir: Some(wanted.output),
+        kept_on_error: wanted.keep_on_error,
         paint: printer.err,
     };
     report.lines().iter().for_each(|line| printer.talk(line));
-    if settings.json {
-        printer.data(&final_object(&outcome, Place::Here(&run_dir), Some(&settings.output), status));
+    if wanted.json {
+        printer.data(&final_object(&outcome, Place::Here(run_dir), Some(wanted.output), status));
     } else {
         for output in &outcome.run.outputs {
-            printer.data(&settings.output.join(&output.file).display().to_string());
+            printer.data(&wanted.output.join(&output.file).display().to_string());
         }
     }
     Ok(status)
@@ -118,10 +128,16 @@ pub(super) struct Wanted<'a> {
 fn wishes(settings: &ReuseSettings, plan: &BuildPlan) -> Result<CheckpointWishes, Failure> {
     let ReuseSettings { reuse, keep, room, policy } = settings;
     let policy = super::prepare::policy(policy.as_deref(), plan)?;
-    Ok(CheckpointWishes { reuse: *reuse, keep: *keep, size_limit: *room, policy })
+    Ok(CheckpointWishes { reuse: *reuse, keep: *keep, size_limit: *room, policy, holds_since: None })
 }
 
-pub(super) fn make_run(wanted: &Wanted<'_>, folders: &Folders, plan: &BuildPlan) -> Result<RunDir, Failure> {
+/// Makes the directory of a new run below `runs`; it uses the library.
+pub(super) fn make_run(
+    wanted: &Wanted<'_>,
+    runs: &Path,
+    library: &Path,
+    plan: &BuildPlan,
+) -> Result<RunDir, Failure> {
     // Before anything is started: a folder that cannot be made is not worth an hour.
     std::fs::create_dir_all(wanted.output)
         .with_context(|| format!("cannot make the output directory {}", wanted.output.display()))
@@ -131,12 +147,12 @@ pub(super) fn make_run(wanted: &Wanted<'_>, folders: &Folders, plan: &BuildPlan)
         run_id: RunId::new(&plan.template_name),
         output_dir: wanted.output.to_owned(),
         keep_on_error: wanted.keep_on_error,
-        library: folders.library.clone(),
+        library: library.to_owned(),
         operation: None,
         transcript: wanted.transcript,
         checkpoints: wanted.checkpoints.clone(),
     };
-    executor::prepare(&folders.runs, plan, &request).map_err(Failure::host)
+    executor::prepare(runs, plan, &request).map_err(Failure::host)
 }
 
 /// Starts the worker of a prepared run and follows it to its end.

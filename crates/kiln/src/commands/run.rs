@@ -25,6 +25,7 @@ const NEWEST: &str = "latest";
 pub async fn run(around: &Surroundings<'_>, command: RunCommand) -> End {
     match command {
         RunCommand::Start(args) => start(around, args).await,
+        RunCommand::Retry(args) => super::retry::run(around, args).await,
         RunCommand::Watch(args) => {
             let RunWatchArgs { template, run, json, server } = args;
             with_server(around, server, async |client| watch(around, client, &template, run, json).await)
@@ -56,7 +57,7 @@ async fn start(around: &Surroundings<'_>, args: RunStartArgs) -> End {
 }
 
 /// Shows a run to its end; whoever stops watching stops nothing else.
-async fn watch(
+pub(super) async fn watch(
     around: &Surroundings<'_>,
     client: &Client,
     template: &str,
@@ -229,16 +230,21 @@ fn line_object(line: &str) -> String {
 
 /// The id of a run, the newest where none is given.
 async fn resolve(client: &Client, template: &str, run: Option<String>) -> Result<String, Failure> {
+    let found = find_run(client, template, run).await?;
+    run_id(&found).ok_or_else(|| client.link.strange("a run has no id").into())
+}
+
+/// A run as the server shows it, the newest where none is given.
+pub(super) async fn find_run(client: &Client, template: &str, run: Option<String>) -> Result<Value, Failure> {
     let which = run.as_deref().unwrap_or(NEWEST);
     let path = client.below(template, &format!("/runs/{}", encode(which)));
-    let found: Value = client.get(path).await.map_err(|error| {
+    client.get(path).await.map_err(|error| {
         let what = match &run {
             Some(run) => format!("run {run} of {template}"),
             None => format!("run of {template}"),
         };
         not_found(error, &what, &format!("`kiln run start {template}` begins one"))
-    })?;
-    run_id(&found).ok_or_else(|| client.link.strange("a run has no id").into())
+    })
 }
 
 fn no_template(error: ClientError, template: &str) -> Failure {

@@ -24,7 +24,7 @@ use kiln_model::event::RunEvent;
 
 use crate::ui::Printer;
 pub use json::{RESULT_FORMAT, final_object, refusal};
-pub use outcome::Outcome;
+pub use outcome::{End as Ended, Outcome};
 
 /// A run being shown.
 #[derive(Debug)]

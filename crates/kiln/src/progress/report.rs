@@ -3,11 +3,12 @@
 
 use std::path::Path;
 
+use kiln_build::resume::NOT_KEPT;
 use kiln_build::run_dir::RunDir;
-use kiln_model::PhaseView;
 use kiln_model::catalog::{Generation, Os};
-use kiln_model::event::{Failure, RunOutput};
-use kiln_model::run::RunState;
+use kiln_model::event::{Failure, RunOutput, StepOutcome};
+use kiln_model::run::{Phase, RunState};
+use kiln_model::{PhaseView, RunView};
 
 use super::log_lines::text_of;
 use super::outcome::{End, Outcome};
@@ -174,21 +175,40 @@ impl Report<'_> {
         std::iter::once(title.to_owned()).chain(lines).collect()
     }
 
+    /// The end of the run's id, by which it is found.
+    fn short_name(&self) -> &str {
+        self.outcome.run.run_id.rsplit('-').next().unwrap_or_default()
+    }
+
+    /// How to go on at the step that failed, where that can be.
+    fn retry(&self, end: &End) -> Option<String> {
+        let in_a_step = end.failure.as_ref().is_some_and(|failure| failure.phase == Phase::Customizing);
+        if !in_a_step || !kept_something(&self.outcome.run) {
+            return None;
+        }
+        let what = match (self.place, self.output_dir) {
+            (Place::Here(_), _) => self.short_name().to_owned(),
+            // The template of a build on a server is gone when the build has ended.
+            (Place::Server { .. }, Some(_)) => return None,
+            (Place::Server { template, .. }, None) => format!("{} --file FILE", text::shell_word(template)),
+        };
+        Some(format!("correct it, then `kiln run retry {what}` goes on at the failed step"))
+    }
+
     fn hints(&self, end: &End) -> Vec<String> {
         let outputs = &self.outcome.run.outputs;
         match (end.state, self.place, self.output_dir) {
-            (RunState::Failed, Place::Here(run_dir), _)
-                if self.kept_on_error || kiln_build::debug::is_left(run_dir) =>
-            {
+            (RunState::Failed, Place::Here(run_dir), _) => {
                 let left = kiln_build::debug::is_left(run_dir);
-                let open = format!("`kiln debug {}` opens the machine as it was", name_of(run_dir));
-                let lies = format!("what the failed build left lies in {}", run_dir.work().display());
-                left.then_some(open).into_iter().chain([lies]).collect()
+                let open = format!("`kiln debug {}` opens the machine as it was", self.short_name());
+                let look = if self.kept_on_error || left {
+                    format!("what the failed build left lies in {}", run_dir.work().display())
+                } else {
+                    "`--keep-on-error` keeps the machine of a failed build for a look at it".to_owned()
+                };
+                self.retry(end).into_iter().chain(left.then_some(open)).chain([look]).collect()
             }
-            (RunState::Failed, Place::Here(_), _) => {
-                vec!["`--keep-on-error` keeps the machine of a failed build for a look at it".to_owned()]
-            }
-            (RunState::Failed, Place::Server { .. }, _) => Vec::new(),
+            (RunState::Failed, Place::Server { .. }, _) => self.retry(end).into_iter().collect(),
             (_, _, Some(folder)) => outputs.iter().map(|output| boot_hint(output, folder)).collect(),
             (_, Place::Server { template, .. }, None) if !outputs.is_empty() => {
                 vec![format!("`kiln output download {}` brings it here", text::shell_word(template))]
@@ -198,9 +218,13 @@ impl Report<'_> {
     }
 }
 
-/// By which `kiln debug` finds it.
-fn name_of(run_dir: &RunDir) -> String {
-    run_dir.path().file_name().unwrap_or_default().to_string_lossy().into_owned()
+/// Whether a machine was kept after some step, or one that was kept went on.
+fn kept_something(run: &RunView) -> bool {
+    run.steps.iter().any(|step| {
+        let done = step.outcome == Some(StepOutcome::Succeeded);
+        let kept = step.step.id.starts_with("checkpoint/") && step.message != NOT_KEPT;
+        done && (kept || step.step.id == "restore")
+    })
 }
 
 /// Milliseconds of a phase; one that was cut off lasted to the run's end.
@@ -328,6 +352,39 @@ pub mod tests {
               console    /runs/RUN/serial.log
             hint: `--keep-on-error` keeps the machine of a failed build for a look at it
         "#]].assert_eq(&report(FAILED_RUN));
+    }
+
+    #[test]
+    fn a_failed_step_is_retried_where_something_was_kept() {
+        let kept = |message: &str| {
+            let mut outcome = outcome(FAILED_RUN);
+            let mut step = outcome.run.steps[0].clone();
+            step.step.id = "checkpoint/1".into();
+            (step.outcome, step.message) = (Some(StepOutcome::Succeeded), message.into());
+            outcome.run.steps.push(step);
+            outcome
+        };
+        let hints = |outcome: &Outcome, place, output_dir| {
+            let paint = Paint { on: false };
+            let report = Report { outcome, place, output_dir, kept_on_error: false, paint };
+            report.lines().into_iter().filter(|line| line.contains("retry")).collect::<Vec<_>>()
+        };
+        let home = tempfile::tempdir().unwrap();
+        let here = RunDir::open(home.path()).unwrap();
+        let (here, server) =
+            (Place::Here(&here), Place::Server { server: "https://kiln:8441", template: "my hello" });
+        assert_eq!(
+            hints(&kept(""), here, Some(Path::new("/out"))),
+            ["hint: correct it, then `kiln run retry 3f9a1c` goes on at the failed step"]
+        );
+        assert_eq!(
+            hints(&kept(""), server, None),
+            ["hint: correct it, then `kiln run retry 'my hello' --file FILE` goes on at the failed step"]
+        );
+        let none: [&str; 0] = [];
+        assert_eq!(hints(&kept(""), server, Some(Path::new("/out"))), none, "its template is gone");
+        assert_eq!(hints(&kept(NOT_KEPT), here, None), none);
+        assert_eq!(hints(&outcome(FAILED_RUN), here, None), none);
     }
 
     #[test]

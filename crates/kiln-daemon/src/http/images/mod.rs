@@ -3,7 +3,7 @@
 //! | module       | answers                                                  |
 //! |--------------|----------------------------------------------------------|
 //! | `templates`  | list, get, put, patch, delete                            |
-//! | `actions`    | run, cancel                                              |
+//! | `actions`    | run, run again, cancel                                   |
 //! | `parts`      | run outputs, triggers                                    |
 //! | `operations` | the operations list, and how a long-running one stands   |
 //! | `refusals`   | what the rooms below refuse, in the service's words      |
@@ -16,6 +16,7 @@ mod templates;
 
 use std::sync::Arc;
 
+pub use actions::retry;
 use axum::http::Method;
 
 use super::answer::{Answer, ArmError};

@@ -109,6 +109,15 @@ impl From<EnqueueError> for ArmError {
     fn from(error: EnqueueError) -> Self {
         match error {
             EnqueueError::NotFound(id) => no_template(&id),
+            EnqueueError::NoRun(id) => {
+                ArmError::not_found("RunNotFound", format!("The image template has no run '{id}'."))
+            }
+            EnqueueError::NotFailed { run, state } => ArmError::conflict(
+                "OperationNotAllowed",
+                format!(
+                    "The run '{run}' is {state:?}; only a run that has ended without success can be retried."
+                ),
+            ),
             EnqueueError::NotAllowed { provisioning, run } => {
                 not_allowed("Microsoft.VirtualMachineImages/imageTemplates/run", provisioning, run)
             }

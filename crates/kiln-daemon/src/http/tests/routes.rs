@@ -189,6 +189,8 @@ fn beside_the_contract() {
             Own(CustomizationLog(t, Latest))
         B/imageTemplates/t/runs/latest/validation.log
             Own(ValidationLog(t, Latest))
+        B/imageTemplates/t/runs/latest/retry
+            Own(Retry(t, Latest))
         B/imageTemplates/t/runs/latest/secrets
             ! Own
         B/imageTemplates/t/runs/x%20y
@@ -221,6 +223,7 @@ fn beside_the_contract() {
         "B/imageTemplates/t/runs/20261123T172233Z-t-3f9a1c/events",
         "B/imageTemplates/t/runs/latest/customization.log",
         "B/imageTemplates/t/runs/latest/validation.log",
+        "B/imageTemplates/t/runs/latest/retry",
         "B/imageTemplates/t/runs/latest/secrets",
         "B/imageTemplates/t/runs/x%20y",
         "/kiln/artifacts/20261123T172233Z-t-3f9a1c/Disk.vhd",
@@ -326,6 +329,7 @@ fn methods() {
     assert_eq!(of(&format!("{base}/t/triggers/x")), "GET HEAD PUT DELETE");
     assert_eq!(of(&format!("/subscriptions/{S}/resourceGroups/rg")), "GET HEAD PUT DELETE");
     assert_eq!(of("/msi/token"), "GET HEAD POST");
+    assert_eq!(of(&format!("{base}/t/runs/latest/retry")), "POST");
     assert_eq!(of("/kiln/gc"), "POST");
 }
 

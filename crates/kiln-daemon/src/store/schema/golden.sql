@@ -1,4 +1,4 @@
--- user_version 1
+-- user_version 2
 
 CREATE TABLE activity (
     seq INTEGER PRIMARY KEY AUTOINCREMENT,
@@ -89,7 +89,7 @@ CREATE TABLE runs (
     cpus INTEGER NOT NULL,
     attempt INTEGER NOT NULL,
     started_by TEXT NOT NULL
-) STRICT;
+, holds_since TEXT) STRICT;
 
 CREATE UNIQUE INDEX runs_active ON runs (template_key) WHERE finished = 0;
 

@@ -124,6 +124,7 @@ fn run(template: &TemplateId, number: u32, minute: i64) -> RunRecord {
         cpus: 0,
         attempt: 0,
         started_by: "me".into(),
+        holds_since: None,
     }
 }
 

@@ -74,7 +74,7 @@ async fn certify(around: &Surroundings<'_>, settings: &CertifySettings) -> End {
         checkpoints: None,
         json: settings.json,
     };
-    let run_dir = make_run(&wanted, &folders, &plan)?;
+    let run_dir = make_run(&wanted, &folders.runs, &folders.library, &plan)?;
     let outcome = carry_out(around, &wanted, &run_dir, &mut signals).await?;
     let report = Report {
         outcome: &outcome,

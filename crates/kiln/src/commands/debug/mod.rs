@@ -18,8 +18,7 @@ use kiln_host::process::{Invocation, find_program};
 use kiln_host::wait::Control;
 use kiln_model::run::Fault;
 
-use super::signals;
-use super::{End, Surroundings};
+use super::{End, Surroundings, runs_here, signals};
 use crate::args::DebugArgs;
 use crate::exit::{ExitStatus, Failure};
 use crate::settings::{self, Folders};
@@ -33,7 +32,8 @@ pub async fn run(around: &Surroundings<'_>, args: DebugArgs) -> End {
         true => None,
         false => Some(ssh(around)?),
     };
-    let dir = find_run(&folders.runs, &args.run)?;
+    let dir = runs_here::find(&args.run, &folders.runs)?
+        .ok_or_else(|| Failure::input(anyhow!("{} has no run {:?}", folders.runs.display(), args.run)))?;
     let worker = settings::worker(around.environment, &folders).map_err(Failure::host)?;
     let control = signals::control().map_err(|error| Failure::new(Fault::Host, error))?;
     let session = Session::open(&dir, &worker, |act| printer.talk(act), &control).await.map_err(|error| {
@@ -119,59 +119,4 @@ fn ssh(around: &Surroundings<'_>) -> Result<PathBuf, Failure> {
         Failure::host(anyhow!("there is no ssh on this host"))
             .hint("install the package openssh-client; --console does without it")
     })
-}
-
-/// The run of this name: its id, a unique end of it, or its directory.
-fn find_run(runs: &Path, name: &str) -> Result<RunDir, Failure> {
-    let open = |path: &Path| RunDir::open(path).map_err(Failure::input);
-    if name.contains('/') {
-        return open(Path::new(name));
-    }
-    let cannot_read = || format!("cannot read {}", runs.display());
-    let mut found = Vec::new();
-    let entries = match std::fs::read_dir(runs) {
-        Err(error) if error.kind() == std::io::ErrorKind::NotFound => None,
-        entries => Some(entries.with_context(cannot_read).map_err(Failure::host)?),
-    };
-    for entry in entries.into_iter().flatten() {
-        let id = entry
-            .with_context(cannot_read)
-            .map_err(Failure::host)?
-            .file_name()
-            .to_string_lossy()
-            .into_owned();
-        if id == name {
-            return open(&runs.join(id));
-        }
-        if id.ends_with(name) {
-            found.push(id);
-        }
-    }
-    match &found[..] {
-        [one] if !name.is_empty() => open(&runs.join(one)),
-        [] => Err(Failure::input(anyhow!("{} has no run {name:?}", runs.display()))),
-        _ => Err(Failure::input(anyhow!("several runs end in {name:?}; give the whole id"))),
-    }
-}
-
-#[cfg(test)]
-mod tests {
-    use super::*;
-
-    #[test]
-    fn a_run_is_found_by_a_unique_end_of_its_id() {
-        let runs = tempfile::tempdir().unwrap();
-        for id in ["20260101T000000Z-a-aaa111", "20260101T000000Z-b-bbb111"] {
-            std::fs::create_dir(runs.path().join(id)).unwrap();
-        }
-        let find = |name: &str| find_run(runs.path(), name);
-        assert!(find("aaa111").unwrap().path().ends_with("20260101T000000Z-a-aaa111"));
-        assert!(find("20260101T000000Z-b-bbb111").is_ok());
-        assert!(find(&runs.path().join("20260101T000000Z-b-bbb111").display().to_string()).is_ok());
-        for (name, word) in [("111", "several"), ("", "several"), ("ccc", "no run")] {
-            let error = find(name).unwrap_err().error.to_string();
-            assert!(error.contains(word), "{name}: {error}");
-        }
-        assert!(find_run(Path::new("/nonexistent"), "x").is_err());
-    }
 }

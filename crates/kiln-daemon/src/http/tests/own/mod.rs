@@ -48,6 +48,7 @@ impl Server {
             cpus: 2,
             attempt: 1,
             started_by: "somebody".to_owned(),
+            holds_since: None,
         };
         let row = run.clone();
         self.daemon.store.write(move |w| w.insert_run(&row)).await.unwrap();

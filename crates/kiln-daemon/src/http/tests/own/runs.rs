@@ -1,3 +1,4 @@
+use axum::http::Method;
 use kiln_model::event::{EVENTS_FORMAT, RunEvent, RunEventKind, StepOutcome, StepRef};
 use kiln_model::run::{Phase, RunState};
 use serde_json::Value;
@@ -68,6 +69,24 @@ async fn history_is_paged_and_filtered() {
     ] {
         let seen = server.get(&path).await;
         assert_eq!((seen.status.as_u16(), seen.code()), (404, "RunNotFound".to_owned()), "{path}");
+    }
+}
+
+#[tokio::test]
+async fn only_a_run_that_failed_is_retried() {
+    let server = Server::open().await;
+    let running = server.add_run("t1", 1, RunState::Running).await;
+    let good = server.add_run("t2", 2, RunState::Succeeded).await;
+    for (path, status, code) in [
+        (format!("B/imageTemplates/t1/runs/{}/retry?V", running.id), 409, "OperationNotAllowed"),
+        (format!("B/imageTemplates/t2/runs/{}/retry?V", good.id), 409, "OperationNotAllowed"),
+        ("B/imageTemplates/t2/runs/latest/retry?V".to_owned(), 409, "OperationNotAllowed"),
+        (format!("B/imageTemplates/t2/runs/{}/retry?V", running.id), 404, "RunNotFound"),
+        ("B/imageTemplates/t3/runs/latest/retry?V".to_owned(), 404, "RunNotFound"),
+    ] {
+        let path = path.replace('V', "api-version=2024-02-01");
+        let seen = server.ask(Method::POST, &path).await;
+        assert_eq!((seen.status.as_u16(), seen.code()), (status, code.to_owned()), "{path}");
     }
 }
 
