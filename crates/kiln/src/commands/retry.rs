@@ -8,8 +8,6 @@
 //! What makes it more than a build: what was good for the run that failed still is, however long ago that was. That is
 //! said in the new run's request, and decided where every run decides what to reuse.
 
-use std::path::Path;
-
 use anyhow::{Context as _, anyhow};
 use kiln_build::run_dir::{CheckpointWishes, RunDir, RunRequest};
 use kiln_daemon::settle;
@@ -325,6 +323,8 @@ async fn retry_there(around: &Surroundings<'_>, args: RunRetryArgs, looked: bool
 
 #[cfg(test)]
 mod tests {
+    use std::path::Path;
+
     use std::collections::BTreeMap;
 
     use kiln_build::run_dir::{REQUEST_FORMAT, RunId};
