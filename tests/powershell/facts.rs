@@ -43,6 +43,11 @@ foreach ($hive in 'SYSTEM', 'SOFTWARE', 'SAM') {
 }
 function global:Get-Volume { [CmdletBinding()] param() return $Lab.Volumes }
 function global:Write-VolumeCache { [CmdletBinding()] param($DriveLetter) if ($DriveLetter -eq 'E') { throw 'locked' }; Add-Call "volume $DriveLetter" }
+$Lab.Values['Registry::HKEY_USERS'] = @(foreach ($user in 'S-1-5-18', 'S-1-5-21-7') {
+    $item = [pscustomobject]@{ PSChildName = $user }
+    $item | Add-LabMethod 'Flush' { if ($this.PSChildName -eq $Lab.Fails) { throw 'it goes' }; Add-Call "flush $($this.PSChildName)" }
+    $item
+})
 $Lab.Volumes = @(
     [pscustomobject]@{ DriveLetter = [char]'C'; DriveType = 'Fixed' },
     [pscustomobject]@{ DriveLetter = [char]0; DriveType = 'Fixed' },
@@ -55,9 +60,16 @@ $Lab.Volumes = @(
 fn flush_writes_hives_before_volumes() {
     let lab = lab!();
     let answer = lab.run(HIVES, &flush()).ended_with(0).answer();
-    assert_eq!(lab.calls(), ["flush SYSTEM", "flush SOFTWARE", "flush SAM", "volume C"]);
+    assert_eq!(
+        lab.calls(),
+        ["flush SYSTEM", "flush SOFTWARE", "flush SAM", "flush S-1-5-18", "flush S-1-5-21-7", "volume C"]
+    );
     assert_eq!(answer["volumes"], serde_json::json!(["C"]));
     assert_eq!(answer["problems"], serde_json::json!([]));
+    // A user who leaves takes the hive along.
+    let leaving = HIVES.to_owned() + "$Lab.Fails = 'S-1-5-21-7'\n";
+    let answer = lab.run(&leaving, &flush()).ended_with(0).answer();
+    assert_eq!(answer["skipped"], serde_json::json!(["S-1-5-21-7: it goes"]));
 }
 
 #[test]

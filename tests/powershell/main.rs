@@ -15,6 +15,7 @@ mod lab;
 mod language;
 mod medium;
 mod place;
+mod renew;
 mod script;
 mod sysprep;
 mod task;

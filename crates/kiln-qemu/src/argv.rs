@@ -9,6 +9,8 @@
 //!   out. `panic=pause`: a panicked guest stays to be looked at until we end it.
 //! - A Windows machine has Hyper-V's enlightenments whoever runs it (TCG takes those it knows, silently), no HPET and a
 //!   local clock whose lost ticks are caught up: what Microsoft's and QEMU's own pages advise for Windows guests.
+//! - A Windows machine has a generation ID, which is another one each time QEMU starts (QEMU's docs/specs/vmgenid.rst):
+//!   a Windows that goes on from a memory file is told by it that it is another machine now, and renews its randomness.
 //! - Secure Boot's variables are guarded by system management mode: the flash is secure, the chipset has SMM.
 //! - TCG has `-cpu max` (the fastest measured); KVM a named model with `enforce`, never `host`, so that the same model
 //!   means the same machine.
@@ -58,6 +60,9 @@ pub fn arguments(machine: &Machine, features: &Features) -> Vec<OsString> {
         if tpm.is_some() {
             argv.option("-chardev").bare("socket").set("id", "tpm0").set("path", tpm_socket(machine));
             argv.pair("-tpmdev", "emulator,id=tpm0,chardev=tpm0").pair("-device", "tpm-crb,tpmdev=tpm0");
+        }
+        if features.vmgenid {
+            argv.pair("-device", "vmgenid,guid=auto");
         }
     }
     disks(&mut argv, machine);
@@ -302,7 +307,7 @@ mod tests {
     use crate::disk::Overlay;
     use crate::machine::{DirectBoot, Tpm};
 
-    const ALL: Features = Features { sandbox: true, pvpanic: true };
+    const ALL: Features = Features { sandbox: true, pvpanic: true, vmgenid: true };
 
     fn machine() -> Machine {
         Machine {
@@ -414,34 +419,35 @@ mod tests {
             &windows(Drivers::Inbox, false),
             &ALL,
             &expect![[r#"
-            -nodefaults
-            -no-user-config
-            -display none
-            -S
-            -name run-1,process=run-1
-            -sandbox on,obsolete=deny,elevateprivileges=deny,spawn=deny,resourcecontrol=deny
-            -machine q35,hpet=off
-            -accel tcg,thread=multi
-            -cpu max,hv_relaxed=on,hv_vapic=on,hv_spinlocks=0x1fff,hv_vpindex=on,hv_time=on
-            -rtc base=localtime,driftfix=slew
-            -m 1024M
-            -smp 2
-            -action reboot=reset,shutdown=poweroff,panic=pause
-            -chardev socket,id=qmp0,path=/run/kiln/1/qmp
-            -mon chardev=qmp0,mode=control
-            -chardev file,id=serial0,path=/runs/1/serial.log,append=on
-            -serial chardev:serial0
-            -device qemu-xhci,id=usb
-            -device usb-tablet,bus=usb.0
-            -device VGA
-            -blockdev driver=qcow2,node-name=disk0,cache.no-flush=on,discard=unmap,detect-zeroes=unmap,file.driver=file,file.filename=/runs/1/os.qcow2,file.cache.no-flush=on,file.discard=unmap
-            -device ide-hd,id=ahci-disk0,bus=ide.0,drive=disk0,werror=stop,rerror=stop,bootindex=0
-            -blockdev driver=raw,node-name=medium0,read-only=on,file.driver=file,file.filename=/runs/1/seed.iso
-            -device ide-cd,id=drive0,bus=ide.5,drive=medium0,rerror=stop
-            -netdev user,id=net0,hostfwd=tcp:127.0.0.1:0-:5985,hostfwd=tcp:127.0.0.1:0-:5986
-            -device e1000e,netdev=net0,romfile=
-            -device pvpanic
-            -boot menu=off,strict=on"#]],
+                -nodefaults
+                -no-user-config
+                -display none
+                -S
+                -name run-1,process=run-1
+                -sandbox on,obsolete=deny,elevateprivileges=deny,spawn=deny,resourcecontrol=deny
+                -machine q35,hpet=off
+                -accel tcg,thread=multi
+                -cpu max,hv_relaxed=on,hv_vapic=on,hv_spinlocks=0x1fff,hv_vpindex=on,hv_time=on
+                -rtc base=localtime,driftfix=slew
+                -m 1024M
+                -smp 2
+                -action reboot=reset,shutdown=poweroff,panic=pause
+                -chardev socket,id=qmp0,path=/run/kiln/1/qmp
+                -mon chardev=qmp0,mode=control
+                -chardev file,id=serial0,path=/runs/1/serial.log,append=on
+                -serial chardev:serial0
+                -device qemu-xhci,id=usb
+                -device usb-tablet,bus=usb.0
+                -device VGA
+                -device vmgenid,guid=auto
+                -blockdev driver=qcow2,node-name=disk0,cache.no-flush=on,discard=unmap,detect-zeroes=unmap,file.driver=file,file.filename=/runs/1/os.qcow2,file.cache.no-flush=on,file.discard=unmap
+                -device ide-hd,id=ahci-disk0,bus=ide.0,drive=disk0,werror=stop,rerror=stop,bootindex=0
+                -blockdev driver=raw,node-name=medium0,read-only=on,file.driver=file,file.filename=/runs/1/seed.iso
+                -device ide-cd,id=drive0,bus=ide.5,drive=medium0,rerror=stop
+                -netdev user,id=net0,hostfwd=tcp:127.0.0.1:0-:5985,hostfwd=tcp:127.0.0.1:0-:5986
+                -device e1000e,netdev=net0,romfile=
+                -device pvpanic
+                -boot menu=off,strict=on"#]],
         );
     }
 
@@ -453,40 +459,41 @@ mod tests {
             &machine,
             &ALL,
             &expect![[r#"
-            -nodefaults
-            -no-user-config
-            -display none
-            -S
-            -name run-1,process=run-1
-            -sandbox on,obsolete=deny,elevateprivileges=deny,spawn=deny,resourcecontrol=deny
-            -blockdev driver=raw,node-name=code0,read-only=on,file.driver=file,file.filename=/usr/share/OVMF/OVMF_CODE_4M.ms.fd
-            -blockdev driver=raw,node-name=vars0,file.driver=file,file.filename=/runs/1/vars.fd
-            -machine q35,smm=on,hpet=off,pflash0=code0,pflash1=vars0
-            -global driver=cfi.pflash01,property=secure,value=on
-            -accel kvm
-            -cpu Skylake-Client,enforce,hv_relaxed=on,hv_vapic=on,hv_spinlocks=0x1fff,hv_vpindex=on,hv_time=on,hv_crash=on,hv_runtime=on,hv_synic=on,hv_stimer=on,hv_frequencies=on,hv_reset=on,hv_tlbflush=on,hv_ipi=on
-            -rtc base=localtime,driftfix=slew
-            -m 1024M
-            -smp 2
-            -action reboot=reset,shutdown=poweroff,panic=pause
-            -chardev socket,id=qmp0,path=/run/kiln/1/qmp
-            -mon chardev=qmp0,mode=control
-            -chardev file,id=serial0,path=/runs/1/serial.log,append=on
-            -serial chardev:serial0
-            -device qemu-xhci,id=usb
-            -device usb-tablet,bus=usb.0
-            -device VGA
-            -chardev socket,id=tpm0,path=/run/kiln/1/tpm
-            -tpmdev emulator,id=tpm0,chardev=tpm0
-            -device tpm-crb,tpmdev=tpm0
-            -blockdev driver=qcow2,node-name=disk0,cache.no-flush=on,discard=unmap,detect-zeroes=unmap,file.driver=file,file.filename=/runs/1/os.qcow2,file.cache.no-flush=on,file.discard=unmap
-            -device ide-hd,id=ahci-disk0,bus=ide.0,drive=disk0,werror=stop,rerror=stop,bootindex=0
-            -blockdev driver=raw,node-name=medium0,read-only=on,file.driver=file,file.filename=/runs/1/seed.iso
-            -device ide-cd,id=drive0,bus=ide.5,drive=medium0,rerror=stop
-            -netdev user,id=net0,hostfwd=tcp:127.0.0.1:0-:5985,hostfwd=tcp:127.0.0.1:0-:5986
-            -device e1000e,netdev=net0,romfile=
-            -device pvpanic
-            -boot menu=off,strict=on"#]],
+                -nodefaults
+                -no-user-config
+                -display none
+                -S
+                -name run-1,process=run-1
+                -sandbox on,obsolete=deny,elevateprivileges=deny,spawn=deny,resourcecontrol=deny
+                -blockdev driver=raw,node-name=code0,read-only=on,file.driver=file,file.filename=/usr/share/OVMF/OVMF_CODE_4M.ms.fd
+                -blockdev driver=raw,node-name=vars0,file.driver=file,file.filename=/runs/1/vars.fd
+                -machine q35,smm=on,hpet=off,pflash0=code0,pflash1=vars0
+                -global driver=cfi.pflash01,property=secure,value=on
+                -accel kvm
+                -cpu Skylake-Client,enforce,hv_relaxed=on,hv_vapic=on,hv_spinlocks=0x1fff,hv_vpindex=on,hv_time=on,hv_crash=on,hv_runtime=on,hv_synic=on,hv_stimer=on,hv_frequencies=on,hv_reset=on,hv_tlbflush=on,hv_ipi=on
+                -rtc base=localtime,driftfix=slew
+                -m 1024M
+                -smp 2
+                -action reboot=reset,shutdown=poweroff,panic=pause
+                -chardev socket,id=qmp0,path=/run/kiln/1/qmp
+                -mon chardev=qmp0,mode=control
+                -chardev file,id=serial0,path=/runs/1/serial.log,append=on
+                -serial chardev:serial0
+                -device qemu-xhci,id=usb
+                -device usb-tablet,bus=usb.0
+                -device VGA
+                -chardev socket,id=tpm0,path=/run/kiln/1/tpm
+                -tpmdev emulator,id=tpm0,chardev=tpm0
+                -device tpm-crb,tpmdev=tpm0
+                -device vmgenid,guid=auto
+                -blockdev driver=qcow2,node-name=disk0,cache.no-flush=on,discard=unmap,detect-zeroes=unmap,file.driver=file,file.filename=/runs/1/os.qcow2,file.cache.no-flush=on,file.discard=unmap
+                -device ide-hd,id=ahci-disk0,bus=ide.0,drive=disk0,werror=stop,rerror=stop,bootindex=0
+                -blockdev driver=raw,node-name=medium0,read-only=on,file.driver=file,file.filename=/runs/1/seed.iso
+                -device ide-cd,id=drive0,bus=ide.5,drive=medium0,rerror=stop
+                -netdev user,id=net0,hostfwd=tcp:127.0.0.1:0-:5985,hostfwd=tcp:127.0.0.1:0-:5986
+                -device e1000e,netdev=net0,romfile=
+                -device pvpanic
+                -boot menu=off,strict=on"#]],
         );
     }
 
@@ -497,40 +504,41 @@ mod tests {
             &machine,
             &ALL,
             &expect![[r#"
-            -nodefaults
-            -no-user-config
-            -display none
-            -S
-            -name run-1,process=run-1
-            -sandbox on,obsolete=deny,elevateprivileges=deny,spawn=deny,resourcecontrol=deny
-            -blockdev driver=raw,node-name=code0,read-only=on,file.driver=file,file.filename=/usr/share/OVMF/OVMF_CODE_4M.ms.fd
-            -blockdev driver=raw,node-name=vars0,file.driver=file,file.filename=/runs/1/vars.fd
-            -machine q35,smm=on,hpet=off,pflash0=code0,pflash1=vars0
-            -global driver=cfi.pflash01,property=secure,value=on
-            -accel tcg,thread=multi
-            -cpu max,hv_relaxed=on,hv_vapic=on,hv_spinlocks=0x1fff,hv_vpindex=on,hv_time=on
-            -rtc base=localtime,driftfix=slew
-            -m 1024M
-            -smp 2
-            -action reboot=reset,shutdown=poweroff,panic=pause
-            -chardev socket,id=qmp0,path=/run/kiln/1/qmp
-            -mon chardev=qmp0,mode=control
-            -chardev file,id=serial0,path=/runs/1/serial.log,append=on
-            -serial chardev:serial0
-            -device qemu-xhci,id=usb
-            -device usb-tablet,bus=usb.0
-            -device VGA
-            -chardev socket,id=tpm0,path=/run/kiln/1/tpm
-            -tpmdev emulator,id=tpm0,chardev=tpm0
-            -device tpm-crb,tpmdev=tpm0
-            -blockdev driver=qcow2,node-name=disk0,cache.no-flush=on,discard=unmap,detect-zeroes=unmap,file.driver=file,file.filename=/runs/1/os.qcow2,file.cache.no-flush=on,file.discard=unmap
-            -device virtio-blk-pci,id=virtio-disk0,drive=disk0,werror=stop,rerror=stop,bootindex=0
-            -blockdev driver=raw,node-name=medium0,read-only=on,file.driver=file,file.filename=/runs/1/seed.iso
-            -device ide-cd,id=drive0,bus=ide.5,drive=medium0,rerror=stop
-            -netdev user,id=net0,hostfwd=tcp:127.0.0.1:0-:5985,hostfwd=tcp:127.0.0.1:0-:5986
-            -device virtio-net-pci,netdev=net0,romfile=
-            -device pvpanic
-            -boot menu=off,strict=on"#]],
+                -nodefaults
+                -no-user-config
+                -display none
+                -S
+                -name run-1,process=run-1
+                -sandbox on,obsolete=deny,elevateprivileges=deny,spawn=deny,resourcecontrol=deny
+                -blockdev driver=raw,node-name=code0,read-only=on,file.driver=file,file.filename=/usr/share/OVMF/OVMF_CODE_4M.ms.fd
+                -blockdev driver=raw,node-name=vars0,file.driver=file,file.filename=/runs/1/vars.fd
+                -machine q35,smm=on,hpet=off,pflash0=code0,pflash1=vars0
+                -global driver=cfi.pflash01,property=secure,value=on
+                -accel tcg,thread=multi
+                -cpu max,hv_relaxed=on,hv_vapic=on,hv_spinlocks=0x1fff,hv_vpindex=on,hv_time=on
+                -rtc base=localtime,driftfix=slew
+                -m 1024M
+                -smp 2
+                -action reboot=reset,shutdown=poweroff,panic=pause
+                -chardev socket,id=qmp0,path=/run/kiln/1/qmp
+                -mon chardev=qmp0,mode=control
+                -chardev file,id=serial0,path=/runs/1/serial.log,append=on
+                -serial chardev:serial0
+                -device qemu-xhci,id=usb
+                -device usb-tablet,bus=usb.0
+                -device VGA
+                -chardev socket,id=tpm0,path=/run/kiln/1/tpm
+                -tpmdev emulator,id=tpm0,chardev=tpm0
+                -device tpm-crb,tpmdev=tpm0
+                -device vmgenid,guid=auto
+                -blockdev driver=qcow2,node-name=disk0,cache.no-flush=on,discard=unmap,detect-zeroes=unmap,file.driver=file,file.filename=/runs/1/os.qcow2,file.cache.no-flush=on,file.discard=unmap
+                -device virtio-blk-pci,id=virtio-disk0,drive=disk0,werror=stop,rerror=stop,bootindex=0
+                -blockdev driver=raw,node-name=medium0,read-only=on,file.driver=file,file.filename=/runs/1/seed.iso
+                -device ide-cd,id=drive0,bus=ide.5,drive=medium0,rerror=stop
+                -netdev user,id=net0,hostfwd=tcp:127.0.0.1:0-:5985,hostfwd=tcp:127.0.0.1:0-:5986
+                -device virtio-net-pci,netdev=net0,romfile=
+                -device pvpanic
+                -boot menu=off,strict=on"#]],
         );
     }
 
@@ -549,6 +557,7 @@ mod tests {
                     let secure = matches!(firmware, Firmware::Uefi { secure_boot: true, .. });
                     assert_eq!(has("smm=on") && has("property=secure"), secure);
                     assert!(has("q35") && has("hv_relaxed=on") && has("ide-cd,") && has("driftfix=slew"));
+                    assert!(has("vmgenid,guid=auto"));
                 }
             }
         }
@@ -688,7 +697,7 @@ mod tests {
         };
         check(
             &tiny,
-            &Features { sandbox: false, pvpanic: false },
+            &Features { sandbox: false, pvpanic: false, vmgenid: false },
             &expect![[r#"
             -nodefaults
             -no-user-config

@@ -113,6 +113,34 @@ mod tests {
         }
     }
 
+    /// Nothing of a Windows machine is another at its next start: its generation ID, which is, has no word of its own.
+    #[test]
+    fn a_windows_machine_is_the_same_at_its_next_start() {
+        let program = tempfile::NamedTempFile::new().unwrap();
+        let tpm = |at: &str| crate::machine::Tpm {
+            program: program.path().to_owned(),
+            state: format!("{at}/tpm").into(),
+            log: format!("{at}/tpm.log").into(),
+        };
+        let windows = |at: &str| Machine {
+            hardware: Hardware::Windows { drivers: crate::machine::Drivers::Inbox, tpm: Some(tpm(at)) },
+            ..machine(at)
+        };
+        #[expect(clippy::disallowed_methods, reason = "a test has no settings")]
+        let qemu = Qemu::find(&std::env::var_os("PATH").unwrap()).unwrap();
+        let portrait = |machine: &Machine| Portrait::of(machine, &[8 << 30], &qemu).unwrap();
+        let one = portrait(&windows("/a"));
+        assert_eq!(one, portrait(&windows("/b")));
+        assert_eq!(
+            one.lines().iter().any(|line| line == "-device vmgenid,guid=auto"),
+            qemu.features().vmgenid,
+            "{:#?}",
+            one.lines()
+        );
+        std::fs::write(program.path(), "another swtpm").unwrap();
+        assert_ne!(one.digest(), portrait(&windows("/a")).digest());
+    }
+
     #[test]
     fn places_do_not_count_and_hardware_does() {
         #[expect(clippy::disallowed_methods, reason = "a test has no settings")]

@@ -14,6 +14,9 @@ use kiln_host::process::{Child, Invocation, Sink, SpawnOptions, describe_status,
 use crate::machine::Tpm;
 use crate::vm::{VmError, log_end};
 
+/// The name of the file in its folder in which it keeps what outlives its process (swtpm(8), `--tpmstate`).
+pub const STATE_FILE: &str = "tpm2-00.permall";
+
 /// No TPM can be had on this host.
 #[derive(Debug, thiserror::Error)]
 #[error("swtpm is not installed, and a Windows of generation 2 wants a TPM; install the package swtpm")]

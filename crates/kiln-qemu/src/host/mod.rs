@@ -33,6 +33,8 @@ pub struct Features {
     pub sandbox: bool,
     /// Has the device by which a guest tells of its panic.
     pub pvpanic: bool,
+    /// Has the device by which a guest notices that it is another machine now.
+    pub vmgenid: bool,
 }
 
 #[derive(Debug, thiserror::Error)]
@@ -66,8 +68,10 @@ impl Qemu {
             Ok(output) => (true, output),
             Err(_) => (false, list.run_blocking().map_err(ask)?),
         };
-        let pvpanic = devices.stdout_text().lines().any(|line| line.starts_with("name \"pvpanic\""));
-        Ok(Self { system, img, version, features: Features { sandbox, pvpanic } })
+        let listed = devices.stdout_text();
+        let has = |device: &str| listed.lines().any(|line| line.starts_with(&format!("name \"{device}\"")));
+        let features = Features { sandbox, pvpanic: has("pvpanic"), vmgenid: has("vmgenid") };
+        Ok(Self { system, img, version, features })
     }
 
     /// qemu-system-x86_64, by whatever name.

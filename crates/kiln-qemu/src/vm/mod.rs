@@ -47,7 +47,7 @@ use crate::argv::{SERIAL, arguments, disk_node, qmp_socket, tpm_socket};
 use crate::disk::{Overlay, StoppedMachine};
 use crate::firmware::Firmware;
 use crate::host::Qemu;
-use crate::machine::{Hardware, Machine};
+use crate::machine::{Hardware, Machine, Tpm};
 use crate::qmp::{Qmp, QmpError};
 
 /// QEMU is up in a second; a host that swaps may take longer.
@@ -97,8 +97,8 @@ pub struct Vm {
     drive: Mutex<Drive>,
     firmware: Firmware,
     log: PathBuf,
-    /// Ends with the machine at the latest.
-    _tpm: Option<Child>,
+    /// swtpm ends with the machine at the latest.
+    tpm: Option<(Child, Tpm)>,
 }
 
 impl Vm {
@@ -169,9 +169,9 @@ impl Vm {
         };
         tokio::spawn(follower.run(events));
         let drive = Mutex::new(Drive::started_with(machine.medium.is_some()));
-        let (disks, log, tpm) = (machine.disks, machine.qemu_log, tpm.map(|(child, _)| child));
+        let (disks, log) = (machine.disks, machine.qemu_log);
         let firmware = machine.firmware;
-        let vm = Self { child, qmp, seen, notices, disks, tops, frozen: 0, drive, firmware, log, _tpm: tpm };
+        let vm = Self { child, qmp, seen, notices, disks, tops, frozen: 0, drive, firmware, log, tpm };
         if let Some(memory) = &machine.incoming {
             vm.read_memory(memory, &control).await?;
         }
@@ -269,6 +269,11 @@ impl Vm {
 
     pub fn firmware(&self) -> &Firmware {
         &self.firmware
+    }
+
+    /// The file in which its TPM keeps what outlives a power cycle.
+    pub fn tpm_state(&self) -> Option<PathBuf> {
+        self.tpm.as_ref().map(|(_, tpm)| tpm.state.join(crate::tpm::STATE_FILE))
     }
 
     /// QEMU's process id.

@@ -4,7 +4,8 @@ use std::path::Path;
 use std::time::Duration;
 
 use kiln_qemu::disk::Overlay;
-use kiln_qemu::machine::Machine;
+use kiln_qemu::machine::{Drivers, Hardware, Machine, Tpm};
+use kiln_qemu::tpm;
 use kiln_qemu::vm::{FreezeTo, Vm, VmError};
 
 use crate::guest::{Does, base, in_time, machine_over, qemu, up};
@@ -68,6 +69,54 @@ async fn a_frozen_machine_goes_on_and_so_do_those_that_are_made_of_it() {
     let stopped = vm.power_down(&in_time(), Duration::from_secs(15)).await.unwrap();
     assert_eq!(stopped.os_disk().path(), first.join("again.qcow2"));
     assert_eq!(std::fs::read(&home).unwrap(), bytes, "what was frozen is written by nobody");
+}
+
+/// Everything that a Windows machine has beside disk and memory: the TPM's state is in the memory file and, for whoever
+/// boots the disk, in a file of its own. Its generation ID is another one after each start.
+#[tokio::test]
+async fn a_windows_machine_goes_on_with_its_tpm_and_notices() {
+    let Ok(program) = tpm::find("/usr/bin".as_ref()) else {
+        eprintln!("skipped: swtpm is not installed");
+        return;
+    };
+    let hardware = |dir: &Path| Hardware::Windows {
+        drivers: Drivers::Inbox,
+        tpm: Some(Tpm { program: program.clone(), state: dir.join("tpm"), log: dir.join("tpm.log") }),
+    };
+    let generation = async |vm: &Vm| {
+        let asked = vm.qmp().execute("query-vm-generation-id", serde_json::json!({})).await.unwrap();
+        asked["guid"].as_str().unwrap().to_owned()
+    };
+    let dirs: Vec<_> = (0..2).map(|_| tempfile::tempdir().unwrap()).collect();
+    let (first, second) = (dirs[0].path(), dirs[1].path());
+    let base = base(first, Does::Nothing, 0, 1);
+    let machine = Machine { hardware: hardware(first), ..machine_over(first, &base) };
+    let size = machine.disks[0].virtual_size();
+    let mut vm = Vm::start(&qemu(), machine, &in_time()).await.unwrap();
+    up(first).await;
+
+    let (disk, memory, state) = (first.join("os,disk.qcow2"), first.join("memory"), first.join("tpm-state"));
+    let layer = Overlay::above(qemu().img(), &disk, size, first.join("layer.qcow2")).unwrap();
+    let copies = vec![(vm.tpm_state().unwrap(), state.clone())];
+    let to = FreezeTo { layers: vec![layer], memory: Some(&memory), copies };
+    let frozen = vm.freeze(to, &in_time()).await.unwrap();
+    assert!(frozen.no_memory.is_none(), "{:?}", frozen.no_memory);
+    assert!(std::fs::metadata(&state).unwrap().len() > 0);
+
+    std::fs::create_dir(second.join("tpm")).unwrap();
+    std::fs::copy(&state, second.join("tpm").join(tpm::STATE_FILE)).unwrap();
+    let like = Machine { hardware: hardware(second), ..machine_over(second, &base) };
+    let other = Vm::start(&qemu(), restored(second, like, &frozen.disks[0], &memory), &in_time()).await;
+    let other = other.unwrap();
+    if qemu().features().vmgenid {
+        assert_ne!(generation(&vm).await, generation(&other).await);
+    }
+    let said = std::fs::read_to_string(second.join("serial.log")).unwrap();
+    assert_eq!(said, "", "it booted and did not go on");
+    // Both go on, each with its own TPM.
+    vm.guard(&in_time(), async {}).await.unwrap();
+    other.kill().await;
+    vm.kill().await;
 }
 
 #[tokio::test]

@@ -11,10 +11,26 @@ pub fn boot_id() -> String {
     fill(include_str!("boot_id.ps1"), &[])
 }
 
-/// The text that writes out the registry and every volume, to be run inside the pause before the disk is frozen.
-/// Exit code 0, or 1 with `problems` in the answer: a disk frozen then lacks what the guest had just written.
+/// The text that writes out the registry and every volume, to be run right before the disk is frozen.
+/// Exit code 0, or 1 with `problems` in the answer ([`Flushed`]): a disk frozen then lacks what the guest had just
+/// written.
 pub fn flush() -> String {
     fill(include_str!("flush.ps1"), &[])
+}
+
+/// What was written out.
+#[derive(Debug, Clone, Default, PartialEq, Eq, Deserialize)]
+pub struct Flushed {
+    /// Letters.
+    pub volumes: Vec<String>,
+    pub problems: Vec<String>,
+}
+
+impl Flushed {
+    /// The answer of [`flush`].
+    pub fn parse(stdout: &str) -> Option<Self> {
+        answers(stdout).next_back()
+    }
 }
 
 /// The text whose answer is a [`WindowsFacts`].

@@ -13,6 +13,7 @@
 //! | [`medium`] | medium, upload_place | a file of any size from the machine's drive |
 //! | [`task`] | task_register, _runner, _follow, _remove | elevated, and as SYSTEM: no line and no exit code lost |
 //! | [`facts`] | boot_id, flush, facts, extend | questions and small acts |
+//! | [`renew`] | renew | a Windows that was kept goes on: clock, passwords |
 //! | [`restart`] | – | WindowsRestart: proven by the boot id |
 //! | [`update`] | update_round | WindowsUpdate: rounds, restarts, progress guard |
 //! | [`sysprep`] | deprovision_lookup, deprovision_default, sysprep_watch | generalizing |
@@ -34,6 +35,7 @@ pub mod facts;
 pub mod medium;
 pub mod place;
 pub mod proof;
+pub mod renew;
 pub mod restart;
 pub mod script;
 pub mod sysprep;
@@ -85,6 +87,7 @@ mod tests {
             facts::flush(),
             facts::facts(),
             facts::extend(),
+            renew::renew(std::time::SystemTime::UNIX_EPOCH, Some("u")),
             medium::take("kiln-1/2", r"C:\t\a", "00", 1),
             place::place(Some(&folder()), &[(&folder(), b"x")]),
             update::round_script(&update::UpdateChoice::default(), &[], &update::RoundLimits::default()),

@@ -61,7 +61,7 @@ async fn qemu(around: &Surroundings<'_>, folders: &Folders, findings: &mut Findi
         }
     };
     findings.add("qemu", Verdict::Good, format!("{} ({})", qemu.version(), qemu.system().display()));
-    let Features { sandbox, pvpanic } = *qemu.features();
+    let Features { sandbox, pvpanic, vmgenid: _ } = *qemu.features();
     match (sandbox, pvpanic) {
         (true, true) => {
             findings.add("features", Verdict::Good, "system call sandbox, notice of guest panics");
