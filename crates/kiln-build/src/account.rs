@@ -1,6 +1,7 @@
 //! The account of one build in a Windows guest: made for the run and gone before the image is, or the image's own.
 
 use kiln_guest::os::windows::bootstrap::{Account, Undoing};
+use kiln_guest::os::windows::renew::Passwords;
 use kiln_model::catalog::Credentials;
 use zeroize::Zeroizing;
 
@@ -59,6 +60,16 @@ impl BuildAccount {
         std::iter::once(self.password.as_str()).chain(other)
     }
 
+    /// Those that were made for this run; `None` where the account is the image's own.
+    pub fn made(&self) -> Option<Passwords<'_>> {
+        match &self.origin {
+            Origin::Made { administrator_password } => {
+                Some(Passwords { own: &self.password, administrator: administrator_password })
+            }
+            Origin::Image => None,
+        }
+    }
+
     /// For the answer file; `None` where there is none.
     pub fn to_be_made(&self) -> Option<Account<'_>> {
         match &self.origin {
@@ -113,6 +124,7 @@ mod tests {
         }
         assert!(!format!("{one:?}").contains(one.password()));
         assert_eq!(one.secrets().count(), 2);
+        assert_eq!(one.made().unwrap().own, one.password());
         assert_eq!(one.undoing(), Undoing::Bootstrap { user: "packer" });
     }
 
@@ -123,7 +135,7 @@ mod tests {
         std::fs::set_permissions(file.path(), std::fs::Permissions::from_mode(0o640)).unwrap();
         let credentials = Credentials::new("u".into(), file.path().into(), Listener::Http, None).unwrap();
         let account = BuildAccount::of_image(&credentials).unwrap();
-        assert!(account.to_be_made().is_none());
+        assert!(account.to_be_made().is_none() && account.made().is_none());
         assert_eq!(account.undoing(), Undoing::BuildOnly);
         assert_eq!(account.secrets().collect::<Vec<_>>(), ["canary 7"]);
         assert!(!format!("{account:?}").contains("canary"));

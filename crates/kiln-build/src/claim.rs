@@ -193,6 +193,7 @@ impl Claimed {
             library,
             qemu,
             accelerator: tokio::sync::OnceCell::new(),
+            drivers: tokio::sync::OnceCell::new(),
             journal: self.journal.clone(),
             log: self.log.clone(),
             transcript: self.transcript.clone(),

@@ -9,6 +9,7 @@ use kiln_host::wait::Control;
 use kiln_library::{FetchSettings, Library};
 use kiln_model::plan::BuildPlan;
 use kiln_qemu::host::{Accelerator, Qemu};
+use kiln_qemu::machine::Drivers;
 use tokio::sync::OnceCell;
 
 use crate::journal::Journal;
@@ -46,6 +47,8 @@ pub struct Run {
     pub qemu: Qemu,
     /// Found out when first wanted.
     pub accelerator: OnceCell<Accelerator>,
+    /// What a Windows base image starts on; found out when first wanted.
+    pub drivers: OnceCell<Drivers>,
     pub journal: Journal,
     pub log: CustomizationLog,
     /// Where one was asked for.

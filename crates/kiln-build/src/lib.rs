@@ -130,7 +130,7 @@ async fn from_machine(
     let mut guest = boot::start(run, way_in, inputs, lineage).await?;
     if matches!(lineage.begins_with(), Begin::Base) {
         lineage.passed(0);
-        customize::keep(run, &mut guest, lineage, 0).await?;
+        lineage.keep(run, &mut guest, 0).await?;
     }
 
     run.journal.phase(Phase::Customizing);

@@ -282,6 +282,19 @@ class Calls:
             raise Error(f"User {asked['name']} was not found.")
         return {"sid": account["sid"]}
 
+    def do_accounts(self, asked):
+        return {"accounts": [{"name": name, "sid": of["sid"]} for name, of in self.state["accounts"].items()]}
+
+    def do_account_password(self, asked):
+        """With the old one a change, without it a reset by who may; this guest's processes all may."""
+        self.do_account(asked)
+        account = self.guest.account(asked["name"])
+        if asked.get("old") is not None and asked["old"] != account["password"]:
+            raise Error("The specified network password is not correct.")
+        account["password"] = asked["new"]
+        self.state.save()
+        self.guest.winrm.accounts_changed()
+
     def do_account_remove(self, asked):
         self.do_account(asked)
         for name in list(self.state["accounts"]):
@@ -421,6 +434,9 @@ class Calls:
             "boot_time": self.guest.boot_time, "free": room.f_bavail * room.f_frsize,
             "rearms": self.registry.get(hives.LICENSING, "LabRearmsLeft", 0),
         }  # fmt: skip
+
+    def do_clock_set(self, asked):
+        time.clock_settime(time.CLOCK_REALTIME, asked["ms"] / 1000)
 
     def do_flush(self, asked):
         os.sync()

@@ -140,6 +140,8 @@ function global:Lab-Remove-Item {
 }
 function global:Lab-Get-ChildItem {
     [CmdletBinding()] param([Parameter(Position = 0)][string] $Path, [string] $LiteralPath)
+    # No user's hive is there.
+    if ("$Path$LiteralPath" -eq 'Registry::HKEY_USERS') { return }
     $at = Get-LabPath $Path $LiteralPath 'Get-ChildItem' "$LabKeys|WSMan:"
     if ($at -like 'WSMan:*') {
         if ($at -ne 'WSMan:\localhost\Listener') { Stop-Lab "Get-ChildItem $at" }
@@ -193,8 +195,21 @@ function global:New-SelfSignedCertificate {
 }
 
 # Accounts, processes, CIM.
-function global:Get-LocalUser { [CmdletBinding()] param([Parameter(Position = 0, Mandatory)][string] $Name) [pscustomobject]@{ Name = $Name; SID = (Invoke-Lab @{ do = 'account'; name = $Name }).sid } }
+function global:Get-LocalUser {
+    [CmdletBinding()] param([Parameter(Position = 0)][string] $Name)
+    if ($Name) { return [pscustomobject]@{ Name = $Name; SID = (Invoke-Lab @{ do = 'account'; name = $Name }).sid } }
+    foreach ($one in @((Invoke-Lab @{ do = 'accounts' }).accounts)) { if ($null -ne $one) { [pscustomobject]@{ Name = $one.name; SID = $one.sid } } }
+}
 function global:Remove-LocalUser { [CmdletBinding()] param([Parameter(Position = 0, Mandatory)][string] $Name) $null = Invoke-Lab @{ do = 'account-remove'; name = $Name } }
+# ADSI's provider for accounts of this machine.
+function global:New-LabEntry([string] $path) {
+    if ($path -notmatch "^WinNT://($([regex]::Escape($env:COMPUTERNAME))|\.)/([^/,]+),user$") { Stop-Lab "directory entry $path" }
+    $entry = [pscustomobject]@{ Name = $Matches[2] }
+    $entry | Add-LabMethod 'ChangePassword' { param([string] $old, [string] $new) $null = Invoke-Lab @{ do = 'account-password'; name = $this.Name; old = $old; new = $new } }
+    $entry | Add-LabMethod 'SetPassword' { param([string] $new) $null = Invoke-Lab @{ do = 'account-password'; name = $this.Name; new = $new } }
+    return $entry
+}
+function global:Set-Date { [CmdletBinding()] param([Parameter(Mandatory)][DateTime] $Date) $null = Invoke-Lab @{ do = 'clock-set'; ms = ([DateTimeOffset]$Date).ToUnixTimeMilliseconds() }; return $Date }
 function global:Get-Process {
     [CmdletBinding()] param([Parameter(Position = 0)][string] $Name, [int] $Id, [switch] $IncludeUserName)
     if ($Id) { return & $LabReal['Get-Process'] -Id $Id }
@@ -348,6 +363,7 @@ function global:New-LabPort($given) {
 function global:New-Object {
     [CmdletBinding()] param([Parameter(Position = 0)][string] $TypeName, [Parameter(Position = 1)][object[]] $ArgumentList, [string] $ComObject, $Property)
     if ($TypeName -eq 'System.IO.Ports.SerialPort') { return New-LabPort $ArgumentList }
+    if ($TypeName -eq 'System.DirectoryServices.DirectoryEntry') { return New-LabEntry "$ArgumentList" }
     switch ($ComObject) {
         '' { return , (& $LabReal['New-Object'] @PSBoundParameters) }
         'Microsoft.Update.Session' { return New-LabSession }

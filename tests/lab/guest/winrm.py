@@ -68,6 +68,19 @@ class WinRm:
                 self.server = self._serve(*wanted)
             self.guest.say(f"WinRM listens: {wanted}")
 
+    def _users(self):
+        """The accounts as they are now; who is logged in already stays so."""
+        guest = self.guest
+        users = os.path.join(guest.place, "accounts")
+        with open(users, "w", encoding="utf-8") as file:
+            file.writelines(f":{name}:{account['password']}\n" for name, account in guest.state["accounts"].items())
+        return Users(users, guest.place, guest.name)
+
+    def accounts_changed(self):
+        with self.lock:
+            if self.server is not None:
+                self.server.options.users = self._users()
+
     def _serve(self, port, thumbprint):
         guest, state = self.guest, self.guest.state
         made = state["certificates"][thumbprint]
@@ -75,13 +88,10 @@ class WinRm:
         for path, text in zip(files, (made["certificate"], made["key"])):
             with open(path, "w", encoding="ascii") as file:
                 file.write(text)
-        users = os.path.join(guest.place, "accounts")
-        with open(users, "w", encoding="utf-8") as file:
-            file.writelines(f":{name}:{account['password']}\n" for name, account in state["accounts"].items())
         options = Options()
         options.acceptor, options.basic, options.restart_seconds = "pyspnego", False, 0
         options.quotas = Quotas()
-        options.users = Users(users, guest.place, guest.name)
+        options.users = self._users()
         options.tls = certificate.context(*files)
         options.certificate = certificate.Certificate(files[0])
         # One machine has one user's folders: those of the build's account.

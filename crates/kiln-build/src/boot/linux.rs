@@ -14,11 +14,10 @@ use kiln_qemu::firmware::{Firmware, Ovmf};
 use kiln_qemu::host::Accelerator;
 use kiln_qemu::machine::{Hardware, Machine, Network};
 use kiln_qemu::media::{CLOUD_INIT_LABEL, Contents, MediaWriter};
-use kiln_qemu::portrait::Portrait;
 use kiln_qemu::vm::Vm;
 
 use super::{accelerator, base_in_use, disk, power_on, report_notices};
-use crate::checkpoint::{Begin, Lineage, LineageKeys, UEFI_VARS};
+use crate::checkpoint::{Begin, Lineage, LineageKeys, LinuxKeys, UEFI_VARS};
 use crate::context::Run;
 use crate::error::BuildError;
 use crate::guest::LinuxGuest;
@@ -79,11 +78,9 @@ struct Answering {
     facts: GuestFacts,
 }
 
-/// What the machine of this run is like, wherever its files lie.
-pub(super) async fn portrait(run: &Run) -> Result<Portrait, BuildError> {
-    let machine = machine(run, firmware(run)?, Vec::new(), None).await?;
-    Portrait::of(&machine, &[run.plan.machine.disk_bytes], &run.qemu)
-        .map_err(BuildError::io("read", run.qemu.system()))
+/// The machine without its disks.
+pub(super) async fn bare_machine(run: &Run) -> Result<Machine, BuildError> {
+    machine(run, firmware(run)?, Vec::new(), None).await
 }
 
 /// From firmware to login.
@@ -99,7 +96,7 @@ async fn boot(
         _ => disk(run, &lineage.first_layer(run)?)?,
     };
     // A name of its own: a disk that was kept is a new machine to cloud-init, which puts these keys in place.
-    let keys = LineageKeys::generate(run.request.run_id.as_str()).map_err(BuildError::Keys)?;
+    let keys = LinuxKeys::generate(run.request.run_id.as_str()).map_err(BuildError::Keys)?;
     let machine = machine(run, firmware(run)?, vec![overlay], None).await?;
     step.succeed("");
     // Firmware and boot loader leave the drive alone: they are busy while the medium is written.
@@ -119,7 +116,7 @@ async fn boot(
     step.succeed("");
 
     let facts = look(run, &vm, &guest).await?;
-    lineage.logged_in_by(keys);
+    lineage.logged_in_by(LineageKeys::Linux(keys));
     Ok(Answering { vm, guest, facts })
 }
 
@@ -135,8 +132,9 @@ async fn go_on(
     };
     let step = run.journal.step("restore", "let the kept machine go on");
     let overlay = lineage.layer_over(run, earlier)?;
-    let old = earlier.keys.clone();
-    let mut keys = LineageKeys::generate(&old.instance_id).map_err(BuildError::Keys)?;
+    let foreign = || BuildError::Checkpoint { detail: "its keys are of another kind of guest".to_owned() };
+    let old = earlier.keys.linux().ok_or_else(foreign)?.clone();
+    let mut keys = LinuxKeys::generate(&old.instance_id).map_err(BuildError::Keys)?;
     let firmware = match (earlier.other(UEFI_VARS), firmware(run)?) {
         (Some(kept), Firmware::Uefi { code, vars, secure_boot }) => {
             let copied = std::fs::read(&kept).and_then(|bytes| std::fs::write(&vars, bytes));
@@ -168,7 +166,7 @@ async fn go_on(
     step.succeed("");
 
     let facts = look(run, &vm, &guest).await?;
-    lineage.logged_in_by(keys);
+    lineage.logged_in_by(LineageKeys::Linux(keys));
     Ok(Answering { vm, guest, facts })
 }
 
@@ -177,7 +175,7 @@ async fn write_medium(
     run: &Run,
     inputs: &Inputs,
     on_medium: &OnMedium,
-    keys: &LineageKeys,
+    keys: &LinuxKeys,
 ) -> Result<PathBuf, BuildError> {
     let files = seed::files(&keys.instance_id, &keys.login, &keys.host).map_err(BuildError::Keys)?;
     let path = run.workspace.seed();
@@ -248,7 +246,7 @@ pub(crate) fn of_plan(plan: &BuildPlan, accelerator: Accelerator, places: Places
 }
 
 /// By `keys`, on the port that the machine got.
-async fn login(vm: &Vm, keys: &LineageKeys, run: &Run) -> Result<Login, BuildError> {
+async fn login(vm: &Vm, keys: &LinuxKeys, run: &Run) -> Result<Login, BuildError> {
     Ok(Login {
         user: seed::BUILD_USER.to_owned(),
         key: keys.login.clone(),

@@ -35,7 +35,7 @@ use crate::guest::ConnectedGuest;
 use crate::inputs::Inputs;
 use crate::journal::Step;
 use crate::password_file::PasswordFileError;
-use crate::seed::BUILD_USER;
+use crate::seed::{self, BUILD_USER};
 
 /// Resets within this time belong to one restart.
 const RESET_AGAIN: Duration = Duration::from_secs(5);
@@ -83,14 +83,29 @@ pub async fn start(
             linux::start(run, inputs, lineage).await.map(|guest| ConnectedGuest::Linux(Box::new(guest)))
         }
         WayIn::Account(account) => {
-            windows::start(run, account, inputs).await.map(|guest| ConnectedGuest::Windows(Box::new(guest)))
+            let guest = windows::start(run, account, inputs, lineage).await?;
+            Ok(ConnectedGuest::Windows(Box::new(guest)))
         }
     }
 }
 
-/// What a Linux machine of this run is like, wherever its files lie.
+/// What the machine of this run is like, wherever its files lie.
 pub async fn portrait(run: &Run) -> Result<Portrait, BuildError> {
-    linux::portrait(run).await
+    let machine = match run.plan.source.login {
+        Login::CloudInit => linux::bare_machine(run).await?,
+        Login::AnswerFile | Login::Credentials(_) => windows::bare_machine(run).await?,
+    };
+    Portrait::of(&machine, &[run.plan.machine.disk_bytes], &run.qemu)
+        .map_err(BuildError::io("read", run.qemu.system()))
+}
+
+/// What a first boot is told, whatever the keys and passwords.
+pub fn fingerprint(login: &Login) -> String {
+    match login {
+        Login::CloudInit => seed::fingerprint(),
+        Login::AnswerFile => windows::fingerprint(),
+        Login::Credentials(credentials) => windows::fingerprint_of_own(credentials.user()),
+    }
 }
 
 /// The base image, whole, and kept on its shelf.

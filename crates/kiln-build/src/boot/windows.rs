@@ -6,41 +6,57 @@
 //!  installed     nothing is told: it has an account and a listener; the certificate is  ├─► pinned ─► login
 //!                the configuration's, else the first one shown (with a warning)         ┘
 //! ```
+//! Either may have been kept by an earlier run, logged in and some customizers along. Then it goes on:
+//! ```text
+//!   memory read, UEFI variables and TPM's state copied ─► login by the kept pin and password ─► renewed
+//!     └ fails: its disk is booted with the same variables and state ─► the same       no answer file
+//!         └ fails: the base image is, as if nothing had been kept                      one line for each
+//! ```
 //! INVARIANT: nobody sits in the middle of the way into a generalized Windows: only the machine itself writes to that
 //! port, and each of its lines has this run's nonce. Into an installed one nobody does where its certificate is given;
 //! without it, whoever answered first is talked to, and nobody else for as long as the run lasts.
 
 use std::net::SocketAddr;
-use std::time::Duration;
+use std::path::{Path, PathBuf};
+use std::time::{Duration, SystemTime};
 
-use kiln_guest::os::windows::bootstrap::{self, ANSWER_FILES, Architecture, BootstrapLine};
+use kiln_guest::os::windows::bootstrap::{self, ANSWER_FILES, Account, Architecture, BootstrapLine};
 use kiln_guest::os::windows::facts::{self, Extended, WindowsFacts};
 use kiln_guest::os::windows::proof::DiskWords;
+use kiln_guest::os::windows::renew::{self, Passwords, Renewed};
+use kiln_guest::os::windows::script;
 use kiln_guest::winrm::{
-    Authentication, CertificatePin, Password, Transport, WinrmError, WinrmGuest, WinrmLimits, WinrmLogin,
-    first_certificate,
+    Authentication, CertificatePin, CommandLine, Password, Transport, WinrmError, WinrmGuest, WinrmLimits,
+    WinrmLogin, first_certificate,
 };
 use kiln_host::digest::hex;
 use kiln_host::wait::Control;
-use kiln_library::ImageLease;
 use kiln_model::catalog::{Credentials, Generation, Listener, Login};
+use kiln_qemu::disk::Overlay;
 use kiln_qemu::firmware::{Firmware, Ovmf};
 use kiln_qemu::machine::{Drivers, Hardware, Machine, Network, Tpm};
 use kiln_qemu::media::{ANSWERS_LABEL, Contents, INPUTS_LABEL, MediaWriter};
 use kiln_qemu::vm::Vm;
 use kiln_qemu::{offline, tpm};
+use zeroize::Zeroizing;
 
-use super::{accelerator, base_in_use, disk, disk_format, power_on};
+use super::{accelerator, base_in_use, disk, disk_format, power_on, report_notices};
 use crate::account::BuildAccount;
+use crate::checkpoint::{Begin, Earlier, Lineage, LineageKeys, TPM_STATE, UEFI_VARS, WindowsKeys};
 use crate::context::Run;
 use crate::customize::windows::answer;
 use crate::error::BuildError;
 use crate::guest::WindowsGuest;
 use crate::inputs::Inputs;
 use crate::medium::{self, OnMedium};
+use crate::seed::BUILD_USER;
 use crate::serial;
 use crate::transcript::Transcript;
 
+/// Of the answer file.
+const LOCALE: &str = "en-US";
+/// A Windows that goes on has answered before; what takes its time is PowerShell's start.
+const GO_ON_LIMIT: Duration = Duration::from_secs(5 * 60);
 /// As long as the service waits for WinRM, plus what a first boot takes: Windows sets itself up before it logs on.
 const CONNECT_LIMIT: Duration = Duration::from_secs(60 * 60);
 
@@ -55,18 +71,11 @@ pub(super) async fn start(
     run: &Run,
     account: BuildAccount,
     inputs: &Inputs,
+    lineage: &mut Lineage,
 ) -> Result<WindowsGuest, BuildError> {
     let writer = MediaWriter::find(&run.settings.search_path).map_err(BuildError::Media)?;
-    let (machine, lease) = prepare(run, &account, &writer).await?;
-    let vm = power_on(run, machine).await?;
-    let connected = connect(run, &vm, &account).await;
-    let guest = match connected {
-        Ok(guest) => guest,
-        Err(error) => {
-            screenshot(run, &vm).await;
-            return Err(error);
-        }
-    };
+    let lease = base_in_use(run).await?;
+    let (vm, guest) = up(run, &account, &writer, lineage).await?;
     let on_medium = change_medium(run, &vm, &writer, inputs).await?;
     let facts = WindowsFacts::default();
     let mut guest = WindowsGuest { vm, guest, facts, boot: None, account, on_medium, lease };
@@ -83,9 +92,255 @@ pub(super) async fn start(
         let source = &run.plan.source;
         return Err(BuildError::NoRearm { image: format!("{} {}", source.name, source.version) });
     }
-    extend(run, &guest).await?;
+    if matches!(lineage.begins_with(), Begin::Base) {
+        extend(run, &guest).await?;
+    }
     step.succeed(guest.facts.name.clone().unwrap_or_default());
+    lineage.logged_in_by(LineageKeys::Windows(keys_of(&guest)));
     Ok(guest)
+}
+
+/// A machine that we are logged in to: one that was kept, as far as it serves, else the base image.
+async fn up(
+    run: &Run,
+    account: &BuildAccount,
+    writer: &MediaWriter,
+    lineage: &mut Lineage,
+) -> Result<(Vm, WinrmGuest), BuildError> {
+    if matches!(lineage.begins_with(), Begin::Warm(_)) {
+        match go_on(run, account, lineage).await {
+            Ok(up) => return Ok(up),
+            Err(error) => {
+                run.control.check()?;
+                let why = error.sentence();
+                run.journal.warn(format!("the machine that was kept does not go on, and is booted: {why}"));
+                lineage.begin_cold();
+            }
+        }
+    }
+    if matches!(lineage.begins_with(), Begin::Cold(_)) {
+        match boot_kept(run, account, lineage).await {
+            Ok(up) => return Ok(up),
+            Err(error) => {
+                run.control.check()?;
+                let why = error.sentence();
+                run.journal.warn(format!("the disk that was kept does not boot, and the base image is: {why}"));
+                lineage.begin_with_base();
+            }
+        }
+    }
+    boot_base(run, account, writer, lineage).await
+}
+
+/// From firmware to login, with the answer file where there is one.
+async fn boot_base(
+    run: &Run,
+    account: &BuildAccount,
+    writer: &MediaWriter,
+    lineage: &Lineage,
+) -> Result<(Vm, WinrmGuest), BuildError> {
+    let step = run.journal.step("machine", "prepare the machine");
+    let overlay = disk(run, &lineage.first_layer(run)?)?;
+    let medium = write_answers(run, account, writer).await?;
+    let parts = Parts { disks: vec![overlay], medium, ..parts(run, None)? };
+    if let Some(transcript) = &run.transcript {
+        transcript.firmware(&parts.firmware, parts.tpm.as_ref().map(|tpm| tpm.program.as_path()));
+    }
+    let machine = machine(run, parts).await?;
+    step.succeed("");
+    let vm = power_on(run, machine).await?;
+    match connect(run, &vm, account).await {
+        Ok(guest) => Ok((vm, guest)),
+        Err(error) => {
+            screenshot(run, &vm).await;
+            Err(error)
+        }
+    }
+}
+
+/// A disk that was kept: the account and the listener are on it already.
+async fn boot_kept(
+    run: &Run,
+    account: &BuildAccount,
+    lineage: &Lineage,
+) -> Result<(Vm, WinrmGuest), BuildError> {
+    let Begin::Cold(earlier) = lineage.begins_with() else {
+        return Err(BuildError::Checkpoint { detail: "there is no disk to boot".to_owned() });
+    };
+    let step = run.journal.step("machine", "prepare the machine");
+    let overlay = lineage.layer_over(run, earlier)?;
+    let parts = Parts { disks: vec![overlay], ..parts(run, Some(earlier))? };
+    let machine = machine(run, parts).await?;
+    step.succeed("");
+    let vm = power_on(run, machine).await?;
+
+    let step = run.journal.step("connect", "wait for WinRM");
+    run.log.say("Waiting for WinRM, up to timeout: 60m0s");
+    let control = run.control.within(CONNECT_LIMIT);
+    match enter(run, &vm, account, earlier, &control).await {
+        Ok(guest) => {
+            run.log.say("WinRM connected.");
+            step.succeed("");
+            Ok((vm, guest))
+        }
+        Err(error) => {
+            screenshot(run, &vm).await;
+            give_up(vm, error).await
+        }
+    }
+}
+
+/// From a kept machine to this run's own.
+async fn go_on(
+    run: &Run,
+    account: &BuildAccount,
+    lineage: &Lineage,
+) -> Result<(Vm, WinrmGuest), BuildError> {
+    let Begin::Warm(earlier) = lineage.begins_with() else {
+        return Err(BuildError::Checkpoint { detail: "there is no machine to go on".to_owned() });
+    };
+    let step = run.journal.step("restore", "let the kept machine go on");
+    let overlay = lineage.layer_over(run, earlier)?;
+    let incoming = earlier.memory();
+    let parts = Parts { disks: vec![overlay], incoming, ..parts(run, Some(earlier))? };
+    let vm = Vm::start(&run.qemu, machine(run, parts).await?, &run.control).await?;
+    report_notices(run, &vm);
+    match enter(run, &vm, account, earlier, &run.control.within(GO_ON_LIMIT)).await {
+        Ok(guest) => {
+            run.log.say("The machine goes on; WinRM connected.");
+            step.succeed("");
+            Ok((vm, guest))
+        }
+        Err(error) => give_up(vm, error).await,
+    }
+}
+
+/// Its TPM's state and its layer are wanted for the next try.
+async fn give_up<T>(vm: Vm, error: BuildError) -> Result<T, BuildError> {
+    vm.kill().await;
+    Err(error)
+}
+
+/// Logs in to a Windows that was kept, as the run that kept it did, and makes it this run's own.
+async fn enter(
+    run: &Run,
+    vm: &Vm,
+    account: &BuildAccount,
+    earlier: &Earlier,
+    control: &Control,
+) -> Result<WinrmGuest, BuildError> {
+    let refused = |why: &str| BuildError::Checkpoint { detail: why.to_owned() };
+    let keys = earlier.keys.windows().ok_or_else(|| refused("its keys are of another kind of guest"))?;
+    let passwords = match (keys.made(), account.made()) {
+        (Some(old), Some(new)) => Some((old, new)),
+        (None, None) => None,
+        _ => return Err(refused("its account is of another kind")),
+    };
+    if keys.user != account.user {
+        return Err(refused("its account has another name"));
+    }
+    let transport = kept_transport(run, keys)?;
+    let addr = vm.forwarded(port(own_credentials(run)), &run.control).await?;
+    let old = passwords.map_or(account.password(), |(old, _)| old.own);
+    let login = login(run, account, addr, transport.clone(), old);
+    let limits = WinrmLimits {
+        // The account was let in before: a refusal will not mend.
+        refused_login: REFUSED_LIMIT,
+        login_retries: REFUSED_RETRIES,
+        ..WinrmLimits::default()
+    };
+    let connecting = WinrmGuest::connect_with(login, limits.clone(), |_attempt| {}, control);
+    let guest = vm.guard(control, connecting).await?.map_err(|error| BuildError::Connect(error.into()))?;
+    renew(run, vm, &guest, &account.user, passwords, control).await?;
+    let Some((_, new)) = passwords else { return Ok(guest) };
+    let ending = guest.close();
+    vm.guard(control, ending).await?;
+    let login = self::login(run, account, addr, transport, new.own);
+    let connecting = WinrmGuest::connect_with(login, limits, |_attempt| {}, control);
+    let again = vm.guard(control, connecting).await?.map_err(|error| BuildError::Connect(error.into()))?;
+    Ok(again)
+}
+
+/// Gives a Windows that was kept this run's time and passwords.
+async fn renew(
+    run: &Run,
+    vm: &Vm,
+    guest: &WinrmGuest,
+    user: &str,
+    passwords: Option<(Passwords<'_>, Passwords<'_>)>,
+    control: &Control,
+) -> Result<(), BuildError> {
+    const ACT: &str = "renew the guest";
+    if let (Some((old, new)), Some(recorder)) =
+        (passwords, run.transcript.as_ref().and_then(Transcript::recorder))
+    {
+        for secret in [old.own, old.administrator, new.own, new.administrator] {
+            recorder.hide(secret);
+        }
+    }
+    let text = renew::renew(SystemTime::now(), passwords.map(|_| user));
+    let mut input = Zeroizing::new(script::loader_input(&text).into_bytes());
+    if let Some((old, new)) = passwords {
+        let secrets = renew::secrets(old, new);
+        // Room for all of it: what grows leaves copies behind.
+        let mut all = Zeroizing::new(Vec::with_capacity(input.len() + secrets.len()));
+        all.extend_from_slice(&input);
+        all.extend_from_slice(secrets.as_bytes());
+        input = all;
+    }
+    let line = CommandLine::cmd(ACT, script::loader_command());
+    let asked = guest.exec(&line, Some(&input), control);
+    let said = vm
+        .guard(control, asked)
+        .await?
+        .map_err(|source| BuildError::Guest { act: ACT, source: source.into() })?;
+    let inside = |detail: String| BuildError::Inside { act: ACT, detail };
+    let renewed = Renewed::parse(&said.text()).ok_or_else(|| inside(said.excerpt()))?;
+    if !renewed.done || !said.success() {
+        return Err(inside(renewed.error.unwrap_or_else(|| said.excerpt())));
+    }
+    for note in &renewed.notes {
+        run.journal.info(format!("the machine that was kept: {note}"));
+    }
+    tracing::debug!(moved_ms = renewed.moved_ms, password = ?renewed.password, "the guest was renewed");
+    Ok(())
+}
+
+/// By what the next run gets in.
+fn keys_of(guest: &WindowsGuest) -> WindowsKeys {
+    let certificate = match &guest.guest.login().transport {
+        Transport::Https { pin: CertificatePin::Sha256(digest), .. } => Some(*digest),
+        Transport::Https { pin: CertificatePin::Sha1(_), .. } | Transport::Http => None,
+    };
+    WindowsKeys::new(&guest.account.user, guest.account.made(), certificate)
+}
+
+/// Whom to expect in a Windows that was kept: what the configuration says, else what was pinned then.
+fn kept_transport(run: &Run, keys: &WindowsKeys) -> Result<Transport, BuildError> {
+    let given = match own_credentials(run).map(Credentials::listener) {
+        Some(Listener::Http) => return Ok(Transport::Http),
+        Some(Listener::Https { certificate }) => certificate.map(|digest| *digest.as_bytes()),
+        None => None,
+    };
+    let digest = given.or(keys.certificate).ok_or_else(|| BuildError::Checkpoint {
+        detail: "the digest of its WinRM certificate was not kept".to_owned(),
+    })?;
+    let pin = CertificatePin::Sha256(digest);
+    Ok(Transport::Https { pin, authentication: Authentication::Negotiate })
+}
+
+fn login(
+    run: &Run,
+    account: &BuildAccount,
+    addr: SocketAddr,
+    transport: Transport,
+    password: &str,
+) -> WinrmLogin {
+    let recorder = run.transcript.as_ref().and_then(Transcript::recorder);
+    if let Some(recorder) = &recorder {
+        account.secrets().for_each(|secret| recorder.hide(secret));
+    }
+    WinrmLogin { addr, transport, user: account.user.clone(), password: Password::new(password), recorder }
 }
 
 /// Waits for WinRM, and for whom to expect there.
@@ -102,12 +357,7 @@ async fn connect(run: &Run, vm: &Vm, account: &BuildAccount) -> Result<WinrmGues
             authentication: Authentication::Negotiate,
         },
     };
-    let recorder = run.transcript.as_ref().and_then(Transcript::recorder);
-    if let Some(recorder) = &recorder {
-        account.secrets().for_each(|secret| recorder.hide(secret));
-    }
-    let user = account.user.clone();
-    let login = WinrmLogin { addr, transport, user, password: Password::new(account.password()), recorder };
+    let login = login(run, account, addr, transport, account.password());
     let limits = match own {
         Some(_) => WinrmLimits {
             refused_login: REFUSED_LIMIT,
@@ -236,48 +486,108 @@ async fn screenshot(run: &Run, vm: &Vm) {
     }
 }
 
-/// Everything the machine is made of.
-async fn prepare(
+/// What a first boot is told, whatever the passwords and the nonce, and what is done in it.
+pub(super) fn fingerprint() -> String {
+    let account = Account { user: BUILD_USER, password: "OWN", administrator_password: "ADMINISTRATOR" };
+    let answers = bootstrap::answer_file(&account, LOCALE, Architecture::Amd64)
+        .unwrap_or_else(|error| error.to_string());
+    let script = bootstrap::bootstrap("NONCE");
+    [answers.as_str(), &String::from_utf8_lossy(&script), &facts::extend()].concat()
+}
+
+/// The same for an installed Windows, which is told nothing.
+pub(super) fn fingerprint_of_own(user: &str) -> String {
+    format!("{user}\n{}", facts::extend())
+}
+
+/// The medium of the first boot.
+async fn write_answers(
     run: &Run,
     account: &BuildAccount,
     writer: &MediaWriter,
-) -> Result<(Machine, ImageLease), BuildError> {
-    let step = run.journal.step("machine", "prepare the machine");
-    let lease = base_in_use(run).await?;
-    let overlay = disk(run, &run.workspace.overlay())?;
-    let mut medium = None;
-    if let Some(to_be_made) = account.to_be_made() {
-        let answers = bootstrap::answer_file(&to_be_made, "en-US", Architecture::Amd64)
-            .map_err(BuildError::AnswerFile)?;
-        let script = bootstrap::bootstrap(&account.nonce);
-        let seed = run.workspace.seed();
-        let mut files: Vec<(&str, Contents<'_>)> =
-            ANSWER_FILES.iter().map(|name| (*name, Contents::Bytes(answers.as_bytes()))).collect();
-        files.push((bootstrap::BOOTSTRAP_PATH, Contents::Bytes(&script)));
-        writer.write(&seed, ANSWERS_LABEL, &files, &run.control).await.map_err(BuildError::Media)?;
-        medium = Some(seed);
-    }
+) -> Result<Option<PathBuf>, BuildError> {
+    let Some(to_be_made) = account.to_be_made() else { return Ok(None) };
+    let answers =
+        bootstrap::answer_file(&to_be_made, LOCALE, Architecture::Amd64).map_err(BuildError::AnswerFile)?;
+    let script = bootstrap::bootstrap(&account.nonce);
+    let seed = run.workspace.seed();
+    let mut files: Vec<(&str, Contents<'_>)> =
+        ANSWER_FILES.iter().map(|name| (*name, Contents::Bytes(answers.as_bytes()))).collect();
+    files.push((bootstrap::BOOTSTRAP_PATH, Contents::Bytes(&script)));
+    writer.write(&seed, ANSWERS_LABEL, &files, &run.control).await.map_err(BuildError::Media)?;
+    Ok(Some(seed))
+}
+
+/// What one machine of a run has and another has not.
+struct Parts {
+    firmware: Firmware,
+    tpm: Option<Tpm>,
+    disks: Vec<Overlay>,
+    medium: Option<PathBuf>,
+    incoming: Option<PathBuf>,
+}
+
+/// Firmware and TPM: new ones, or with the state that `kept` left of them. Disks, medium and memory are the caller's.
+fn parts(run: &Run, kept: Option<&Earlier>) -> Result<Parts, BuildError> {
     let (firmware, tpm) = match run.plan.source.generation {
         Generation::V1 => (Firmware::Bios, None),
         // Windows 11 starts with Secure Boot and a TPM only, and every other Windows of this generation with them.
         Generation::V2 => {
-            let firmware = Ovmf::find_secure()?.for_machine(run.workspace.uefi_vars())?;
+            let vars = run.workspace.uefi_vars();
+            let firmware = Ovmf::find_secure()?.for_machine(&vars)?;
             let program = tpm::find(&run.settings.search_path)?;
             let tpm = Tpm { program, state: run.workspace.tpm_state(), log: run.dir.tpm_log() };
+            fresh_folder(&tpm.state)?;
+            if let Some(kept) = kept {
+                put_back(kept, UEFI_VARS, "UEFI variables were", &vars)?;
+                put_back(kept, TPM_STATE, "TPM's state was", &tpm.state.join(TPM_STATE))?;
+            }
             (firmware, Some(tpm))
         }
     };
-    if let Some(transcript) = &run.transcript {
-        transcript.firmware(&firmware, tpm.as_ref().map(|tpm| tpm.program.as_path()));
+    Ok(Parts { firmware, tpm, disks: Vec::new(), medium: None, incoming: None })
+}
+
+/// Without what an earlier machine of this run left, and out of reach of its swtpm.
+fn fresh_folder(folder: &Path) -> Result<(), BuildError> {
+    use std::os::unix::fs::DirBuilderExt as _;
+    match std::fs::remove_dir_all(folder) {
+        Err(error) if error.kind() != std::io::ErrorKind::NotFound => {
+            return Err(BuildError::io("remove", folder)(error));
+        }
+        _ => {}
     }
-    let machine = Machine {
+    std::fs::DirBuilder::new().mode(0o700).create(folder).map_err(BuildError::io("create", folder))
+}
+
+/// Copies a file of a kept machine's state. A Windows without it is another machine to itself: a disk that is sealed to
+/// a TPM does not open.
+fn put_back(kept: &Earlier, name: &str, what: &str, to: &Path) -> Result<(), BuildError> {
+    let from = kept
+        .other(name)
+        .ok_or_else(|| BuildError::Checkpoint { detail: format!("its {what} not kept") })?;
+    // Read and written, not copied with its mode: nobody writes what is on the shelf.
+    std::fs::read(&from).and_then(|bytes| std::fs::write(to, bytes)).map_err(BuildError::io("copy", from))
+}
+
+/// The machine without its disks.
+pub(super) async fn bare_machine(run: &Run) -> Result<Machine, BuildError> {
+    // Its drivers are found out on the image, which is to stay meanwhile.
+    let _lease = base_in_use(run).await?;
+    machine(run, parts(run, None)?).await
+}
+
+/// Everything the machine is made of.
+async fn machine(run: &Run, parts: Parts) -> Result<Machine, BuildError> {
+    let Parts { firmware, tpm, disks, medium, incoming } = parts;
+    Ok(Machine {
         name: format!("kiln-{}", run.request.run_id.short()),
         accelerator: accelerator(run).await?,
         cpus: run.plan.machine.vcpus,
         memory_mib: run.plan.machine.memory_mib,
         firmware,
         hardware: Hardware::Windows { drivers: drivers(run).await?, tpm },
-        disks: vec![overlay],
+        disks,
         medium,
         network: Network::User { forward: vec![port(own_credentials(run))] },
         smbios_serial: None,
@@ -285,15 +595,18 @@ async fn prepare(
         qemu_log: run.dir.qemu_log(),
         runtime_dir: run.workspace.sockets().to_owned(),
         kernel: None,
-        incoming: None,
+        incoming,
         disk_full_wait: run.settings.disk_full_wait,
-    };
-    step.succeed("");
-    Ok((machine, lease))
+    })
+}
+
+/// Found out, and said, once in a run.
+async fn drivers(run: &Run) -> Result<Drivers, BuildError> {
+    run.drivers.get_or_try_init(|| find_drivers(run)).await.copied()
 }
 
 /// What the base image itself says: which devices it can start on, and whether it may be generalized once more.
-async fn drivers(run: &Run) -> Result<Drivers, BuildError> {
+async fn find_drivers(run: &Run) -> Result<Drivers, BuildError> {
     let source = &run.plan.source;
     let windows = offline::windows(run.qemu.img(), &source.path, disk_format(source.format), &run.control)
         .await

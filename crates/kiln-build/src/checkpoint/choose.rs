@@ -15,7 +15,7 @@ use kiln_library::{CheckpointKind, Manifest, StepInput};
 use kiln_model::Sha256;
 use kiln_model::policy::{Cache, CachePolicy};
 
-use super::key::Chain;
+use super::key::{Chain, Link};
 
 /// Where a run begins.
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -74,11 +74,12 @@ pub fn choose(asked: Asked<'_>, shelf: &[Manifest]) -> Choice {
     if let Some(kept) =
         of_image.filter(|kept| asked.holds(kept, last).is_ok()).max_by_key(|kept| newest(kept))
     {
-        let said = vec![format!(
+        let mut said = vec![format!(
             "the finished image is reused, made {} ago: nothing that led to it has changed, and no guest is started{}",
             age(asked.since(&kept.created_at)),
             asked.retried(kept, last)
         )];
+        said.extend(asked.updates(kept, last));
         return Choice { start: Start::Image { id: kept.id.clone() }, said };
     }
     for after in (0..=last).rev() {
@@ -86,12 +87,13 @@ pub fn choose(asked: Asked<'_>, shelf: &[Manifest]) -> Choice {
         kept.retain(|kept| asked.holds(kept, after).is_ok());
         let start = match kept.iter().find(|kept| asked.memory_fits(kept)) {
             Some(kept) => Some((Start::Warm { id: kept.id.clone(), after }, *kept)),
-            // The booted machine without its memory is the base image.
-            None if after > 0 => kept.first().map(|kept| (Start::Cold { id: kept.id.clone(), after }, *kept)),
+            // The booted machine without its memory is the base image, for guests that do their first boot again.
+            None if after > 0 || chain.first_boot_on_disk => kept.first().map(|kept| (Start::Cold { id: kept.id.clone(), after }, *kept)),
             None => None,
         };
         let Some((start, kept)) = start else { continue };
         let mut said = vec![asked.reused(&start, kept, after)];
+        said.extend(asked.updates(kept, after));
         said.extend((after < last).then(|| asked.missed(after + 1, shelf)));
         return Choice { start, said };
     }
@@ -184,6 +186,16 @@ impl Asked<'_> {
             _ => format!("{what}: the machine as it was kept {old} ago goes on"),
         };
         said + self.retried(kept, after)
+    }
+
+    /// Updates are looked for to have the newest: whoever gets older ones is told, in a line of their own.
+    fn updates(&self, kept: &Manifest, after: usize) -> Vec<String> {
+        let links = self.chain.links.iter().enumerate().take(after + 1).filter(|(_, link)| link.updates);
+        let line = |(number, link): (usize, &Link)| {
+            let old = kept.steps.get(number).map_or(u64::MAX, |step| self.since(&step.made_at));
+            format!("updates of {} are as of {} ago", link.title, age(old))
+        };
+        links.map(line).collect()
     }
 
     /// Why the state of this link is not among what is reused.
@@ -288,7 +300,6 @@ mod tests {
     use kiln_model::policy::StepPolicy;
 
     use super::*;
-    use crate::checkpoint::key::Link;
 
     fn digest(text: &str) -> Sha256 {
         Sha256::from_bytes(kiln_host::digest::sha256(text.as_bytes()))
@@ -306,6 +317,7 @@ mod tests {
             ingredients: vec![part("base image", "base")],
             key: digest(&text),
             networked: false,
+            updates: false,
         }];
         for (number, script) in scripts.iter().enumerate() {
             text = format!("{text}/{script}");
@@ -314,9 +326,10 @@ mod tests {
                 ingredients: vec![part("kind", "Shell"), part("script", script)],
                 key: digest(&text),
                 networked: true,
+                updates: false,
             });
         }
-        Chain { links, image: digest(&format!("{text}/image")) }
+        Chain { links, image: digest(&format!("{text}/image")), first_boot_on_disk: false }
     }
 
     const NOW: &str = "2026-01-02T12:00:00Z";
@@ -476,6 +489,55 @@ mod tests {
         );
         let hour = with(2, StepPolicy { cache: Some(Cache::For(1800)), secret: false });
         check(&ask(&chain, &hour, &shelf), &warm("k1", 1), &["Shell #2 is run again: it is 60 min old"]);
+    }
+
+    /// A chain with updates second.
+    fn updating(scripts: &[&str]) -> Chain {
+        let mut chain = chain(scripts);
+        chain.links[2].title = "WindowsUpdate #2".into();
+        chain.links[2].updates = true;
+        chain
+    }
+
+    #[test]
+    fn updates_are_never_reused_silently() {
+        let chain = updating(&["a", "u", "c"]);
+        let policy = CachePolicy::default();
+        let line = "updates of WindowsUpdate #2 are as of 5 h ago";
+        let lines = |choice: &Choice| choice.said.iter().filter(|said| said.contains("as of")).count();
+        for after in [2, 3] {
+            let shelf = [kept(&format!("k{after}"), &chain, after, 5)];
+            let choice = ask(&chain, &policy, &shelf);
+            assert!(choice.said.contains(&line.to_owned()), "{choice:#?}");
+            assert_eq!(lines(&choice), 1);
+        }
+        assert_eq!(lines(&ask(&chain, &policy, &[kept("k1", &chain, 1, 5)])), 0, "they are run");
+        // Of when they ran, and not of when a later step did.
+        let mut later = kept("k3", &chain, 3, 1);
+        later.steps[2].made_at = kept("k2", &chain, 2, 5).created_at;
+        assert!(ask(&chain, &policy, &[later]).said.contains(&line.to_owned()));
+        let image = Manifest { kind: CheckpointKind::Image, key: chain.image, ..kept("i", &chain, 3, 5) };
+        assert!(ask(&chain, &policy, &[image]).said.contains(&line.to_owned()));
+        // They have the age limit of everything that uses the network.
+        check(
+            &ask(&chain, &policy, &[kept("k2", &chain, 2, 25)]),
+            &Start::Base,
+            &["nothing is reused"],
+        );
+    }
+
+    #[test]
+    fn a_first_boot_that_is_on_the_disk_is_booted() {
+        let mut chain = chain(&["a"]);
+        let no_memory = Manifest { memory: None, ..kept("k0", &chain, 0, 1) };
+        let policy = CachePolicy::default();
+        assert_eq!(ask(&chain, &policy, std::slice::from_ref(&no_memory)).start, Start::Base);
+        chain.first_boot_on_disk = true;
+        check(
+            &ask(&chain, &policy, &[no_memory]),
+            &Start::Cold { id: "k0".into(), after: 0 },
+            &["the booted machine is reused: the disk as it was kept 60 min ago is booted"],
+        );
     }
 
     #[test]

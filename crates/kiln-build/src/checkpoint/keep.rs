@@ -6,7 +6,7 @@
 //! ```
 //! INVARIANT: what cannot be kept ends nothing but the keeping.
 
-use std::path::Path;
+use std::path::{Path, PathBuf};
 use std::time::Duration;
 
 use kiln_host::extents::extent_digest;
@@ -16,19 +16,21 @@ use kiln_library::{
 use kiln_model::Sha256;
 use kiln_qemu::disk::Overlay;
 use kiln_qemu::firmware::Firmware;
-use kiln_qemu::vm::FreezeTo;
+use kiln_qemu::vm::{FreezeTo, Vm};
 
 use super::lineage::{DISK, Keeping, Lineage, make_layer_folder};
 use crate::context::Run;
 use crate::error::{BuildError, sentence};
 use crate::generalize::Generalized;
-use crate::guest::LinuxGuest;
+use crate::guest::{ConnectedGuest, Rested};
 use crate::journal::now;
 use crate::resume::NOT_KEPT;
 
 const MEMORY: &str = "memory";
 /// The UEFI variables of the machine.
 pub(crate) const UEFI_VARS: &str = "uefi-vars.fd";
+/// What its TPM keeps.
+pub(crate) const TPM_STATE: &str = kiln_qemu::tpm::STATE_FILE;
 /// Room that keeping leaves, bytes: a build needs it more.
 const LEAST_ROOM: u64 = 4 << 30;
 
@@ -55,7 +57,12 @@ impl Lineage {
     ///
     /// # Errors
     /// Those of the machine itself, and an end of the run. Everything else ends the keeping only.
-    pub async fn keep(&mut self, run: &Run, guest: &mut LinuxGuest, link: usize) -> Result<(), BuildError> {
+    pub async fn keep(
+        &mut self,
+        run: &Run,
+        guest: &mut ConnectedGuest,
+        link: usize,
+    ) -> Result<(), BuildError> {
         let Some(keeping) = &mut self.keeping else { return Ok(()) };
         let position = u32::try_from(link).unwrap_or(u32::MAX);
         if !keeping.policy.keeps(position) {
@@ -135,45 +142,41 @@ impl Keeping {
     async fn freeze(
         &mut self,
         run: &Run,
-        guest: &mut LinuxGuest,
+        guest: &mut ConnectedGuest,
         link_number: usize,
     ) -> Result<Duration, Trouble> {
         let not_kept = |error: BuildError| Trouble::NotKept(error.sentence());
-        let asked = guest.vm.guard(&run.control, guest.guest.put_to_rest(&run.control)).await;
-        let renewable = asked.map_err(BuildError::from)?.map_err(|source| {
-            not_kept(BuildError::Guest { act: "put the guest to rest", source: source.into() })
-        });
+        let rested = guest.put_to_rest(run).await?;
         // A cancel is the run's end, whoever noticed it first.
         run.control.check().map_err(BuildError::from)?;
-        let renewable = renewable?;
+        let rested = rested.map_err(not_kept)?;
         let keys = self.key_bytes().map_err(Trouble::NotKept)?;
         let upcoming = run.library.draft_checkpoint().map_err(|error| not_kept(error.into()))?;
-        let present = guest.vm.os_disk().map(|disk| (disk.path().to_owned(), disk.virtual_size()));
+        let present = guest.vm().os_disk().map(|disk| (disk.path().to_owned(), disk.virtual_size()));
         let (present, size) = present.ok_or_else(|| Trouble::NotKept("it has no disk".to_owned()))?;
         let below = Path::new("..").join(self.next.id()).join(DISK);
         let path = make_layer_folder(run, upcoming.id()).map_err(not_kept)?;
         let layer = Overlay::above(run.qemu.img(), &below, size, path)
             .map_err(|source| not_kept(BuildError::Disk { act: "create a layer", source }))?;
-        let memory = renewable.then(|| self.next.folder().join(MEMORY));
-        let mut copies = Vec::new();
-        if let Firmware::Uefi { vars, .. } = guest.vm.firmware() {
-            copies.push((vars.clone(), self.next.folder().join(UEFI_VARS)));
-        }
-        let more: Vec<&'static str> = if copies.is_empty() { Vec::new() } else { vec![UEFI_VARS] };
+        let memory = (rested == Rested::Whole).then(|| self.next.folder().join(MEMORY));
+        let more = state_files(guest.vm());
+        let copies = more.iter().map(|(name, from)| (from.clone(), self.next.folder().join(name))).collect();
+        let more: Vec<&'static str> = more.into_iter().map(|(name, _)| name).collect();
+        let medium = guest.medium(run);
 
-        guest.vm.eject_medium(&run.control).await.map_err(BuildError::from)?;
+        guest.vm().eject_medium(&run.control).await.map_err(BuildError::from)?;
         let to = FreezeTo { layers: vec![layer], memory: memory.as_deref(), copies };
-        let frozen = guest.vm.freeze(to, &run.control).await;
-        guest.vm.insert_medium(&run.workspace.seed(), &run.control).await.map_err(BuildError::from)?;
-        let frozen = frozen.map_err(BuildError::from)?;
-        if let Some(why) = &frozen.no_memory {
-            run.journal.info(format!("only the disk is kept: {}", sentence(why)));
-        } else if !renewable {
-            run.journal.info(
-                "only the disk is kept: the guest has neither perl nor python3 to renew its randomness",
-            );
+        let frozen = guest.vm_mut().freeze(to, &run.control).await;
+        if let Some(medium) = medium {
+            guest.vm().insert_medium(&medium, &run.control).await.map_err(BuildError::from)?;
         }
-        let with_memory = renewable && frozen.no_memory.is_none();
+        let frozen = frozen.map_err(BuildError::from)?;
+        match (&frozen.no_memory, rested) {
+            (Some(why), _) => run.journal.info(format!("only the disk is kept: {}", sentence(why))),
+            (None, Rested::DiskOnly(why)) => run.journal.info(format!("only the disk is kept: {why}")),
+            (None, Rested::Whole) => {}
+        }
+        let with_memory = memory.is_some() && frozen.no_memory.is_none();
         let key = self.chain.links[link_number].key;
         let manifest = self.manifest(run, CheckpointKind::Checkpoint, key);
         let draft = std::mem::replace(&mut self.next, upcoming);
@@ -237,6 +240,16 @@ impl Keeping {
         let keys = self.keys.as_ref().ok_or("nobody has logged in")?;
         keys.to_bytes().map_err(|error| error.to_string())
     }
+}
+
+/// What the machine's state has beside disks and memory: names on the shelf, and where the files are.
+fn state_files(vm: &Vm) -> Vec<(&'static str, PathBuf)> {
+    let mut files = Vec::new();
+    if let Firmware::Uefi { vars, .. } = vm.firmware() {
+        files.push((UEFI_VARS, vars.clone()));
+    }
+    files.extend(vm.tpm_state().map(|state| (TPM_STATE, state)));
+    files
 }
 
 /// Takes the digests of a draft's files and puts it on the shelf.

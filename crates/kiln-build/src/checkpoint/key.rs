@@ -10,11 +10,12 @@
 use kiln_host::digest::sha256;
 use kiln_library::StepInput;
 use kiln_model::Sha256;
+use kiln_model::catalog::{Generation, Login};
 use kiln_model::plan::{BuildPlan, Customizer, CustomizerAction, Script};
 use kiln_model::policy::CachePolicy;
 
+use crate::boot;
 use crate::generalize;
-use crate::seed;
 
 /// Raised when what Kiln does around customizers leaves something else in the guest.
 const REVISION: &str = "1";
@@ -28,6 +29,8 @@ pub struct Link {
     pub key: Sha256,
     /// It may have taken something from the network, which no key has.
     pub networked: bool,
+    /// What it did is as of the day it ran: nobody reuses that without being told.
+    pub updates: bool,
 }
 
 /// The states of a run.
@@ -37,27 +40,35 @@ pub struct Chain {
     pub links: Vec<Link>,
     /// Of the finished image.
     pub image: Sha256,
+    /// A disk that was kept after the first boot boots, and saves that. cloud-init does its work again.
+    pub first_boot_on_disk: bool,
 }
 
 impl Chain {
     /// Of a plan, and what its inputs are, by the customizer's position.
     pub fn of(plan: &BuildPlan, inputs: &dyn Fn(u32) -> Option<Sha256>) -> Self {
         let source = &plan.source;
-        let first = vec![
+        let mut first = vec![
             text("base image", &source.sha256.to_string()),
             text("disk size", &plan.machine.disk_bytes.to_string()),
             text("generation", &format!("{:?}", source.generation)),
             text("architecture", &format!("{:?}", source.arch)),
             text("processors", &plan.machine.vcpus.to_string()),
             text("memory", &plan.machine.memory_mib.to_string()),
-            text("first boot", &seed::fingerprint()),
+            text("first boot", &boot::fingerprint(&source.login)),
             text("Kiln's own steps", REVISION),
         ];
+        let windows = !matches!(source.login, Login::CloudInit);
+        if windows {
+            let with = source.generation == Generation::V2;
+            first.push(text("Secure Boot and TPM", &with.to_string()));
+        }
         let mut links = vec![Link {
             title: "the first boot".to_owned(),
             key: key(None, &first),
             ingredients: first,
             networked: false,
+            updates: false,
         }];
         for customizer in &plan.customizers {
             let ingredients = ingredients(customizer, inputs);
@@ -67,13 +78,15 @@ impl Chain {
                 key: key(before, &ingredients),
                 ingredients,
                 networked: !matches!(customizer.action, CustomizerAction::File { .. }),
+                updates: matches!(customizer.action, CustomizerAction::WindowsUpdate { .. }),
             });
         }
         let last = [
             text("deprovisioning", plan.deprovision.as_deref().unwrap_or_default()),
-            text("clean-up", &generalize::fingerprint()),
+            text("clean-up", &generalize::fingerprint(&source.login)),
         ];
-        Self { image: key(links.last().map(|link| link.key), &last), links }
+        let image = key(links.last().map(|link| link.key), &last);
+        Self { image, links, first_boot_on_disk: windows }
     }
 
     /// The states from `link` on that other runs may come to and find kept, with what they are, as far as the policy keeps
@@ -146,6 +159,7 @@ fn key(before: Option<Sha256>, ingredients: &[StepInput]) -> Sha256 {
 
 #[cfg(test)]
 mod tests {
+    use kiln_model::catalog::{Credentials, Listener};
     use kiln_model::plan::{InputLocation, InputRef};
 
     use super::*;
@@ -228,6 +242,48 @@ mod tests {
         assert_eq!(first_changed(|plan| plan.template_name = "other".to_owned()), None);
         assert_eq!(first_changed(|plan| plan.distributors.clear()), None);
         assert_eq!(first_changed(|plan| plan.source.path = "/elsewhere".into()), None);
+    }
+
+    /// The same plan for another kind of guest.
+    fn of(login: Login, generation: Generation) -> Chain {
+        let mut plan = plan();
+        plan.source.login = login;
+        plan.source.generation = generation;
+        Chain::of(&plan, &inputs)
+    }
+
+    #[test]
+    fn a_windows_has_another_first_boot_and_another_end() {
+        let linux = of(Login::CloudInit, Generation::V2);
+        let made = of(Login::AnswerFile, Generation::V2);
+        let credentials = |user: &str| {
+            let own = Credentials::new(user.into(), "/p".into(), Listener::Http, None).unwrap();
+            of(Login::Credentials(own), Generation::V2)
+        };
+        let own = credentials("golden");
+        let (other, first) = (credentials("other"), of(Login::AnswerFile, Generation::V1));
+        assert!(!linux.first_boot_on_disk && made.first_boot_on_disk && own.first_boot_on_disk);
+        for (one, other) in [(&linux, &made), (&linux, &own), (&made, &own), (&own, &other), (&made, &first)] {
+            assert_eq!(differing(one, other), Some(0));
+        }
+        // The passwords of an account are made for each run.
+        assert_eq!(made, of(Login::AnswerFile, Generation::V2));
+        let names: Vec<&str> = made.links[0].ingredients.iter().map(|part| part.what.as_str()).collect();
+        assert!(names.contains(&"Secure Boot and TPM"), "{names:?}");
+        assert!(!linux.links[0].ingredients.iter().any(|part| part.what == "Secure Boot and TPM"));
+    }
+
+    #[test]
+    fn updates_are_known_for_what_they_are() {
+        let mut plan = plan();
+        plan.customizers[0].action = CustomizerAction::WindowsUpdate {
+            search_criteria: String::new(),
+            filters: Vec::new(),
+            limit: 10,
+        };
+        let chain = Chain::of(&plan, &inputs);
+        let marks: Vec<_> = chain.links.iter().map(|link| (link.networked, link.updates)).collect();
+        assert_eq!(marks[..3], [(false, false), (true, true), (true, false)]);
     }
 
     #[test]

@@ -8,7 +8,6 @@ use kiln_library::{
     BaseMark, CheckpointDraft, CheckpointLease, LibraryError, MachineMark, Making, Manifest, StepMark, Verify,
 };
 use kiln_model::Sha256;
-use kiln_model::catalog::Login;
 use kiln_model::policy::CachePolicy;
 use kiln_qemu::disk::Overlay;
 
@@ -80,6 +79,12 @@ impl Earlier {
     pub fn id(&self) -> &str {
         &self.manifest().id
     }
+
+    /// Whether its disk alone saves anything.
+    fn boots(&self) -> bool {
+        // What a Windows does in its first boot stays; cloud-init does it again.
+        self.after > 0 || self.keys.windows().is_some()
+    }
 }
 
 /// What it takes to keep the machine.
@@ -113,10 +118,6 @@ impl Lineage {
     /// Chooses where the run begins; says what is reused and what is not.
     pub async fn begin(run: &Run, inputs: &Inputs) -> Result<Self, BuildError> {
         let Some(wishes) = &run.request.checkpoints else { return Ok(Self::none()) };
-        if !matches!(run.plan.source.login, Login::CloudInit) {
-            run.journal.info("nothing is kept and nothing reused: that is for Linux guests, up to now");
-            return Ok(Self::none());
-        }
         let shelf = run.library.root().to_owned();
         match one_file_system(run.workspace.folder(), &shelf) {
             Ok(true) => {}
@@ -160,7 +161,7 @@ impl Lineage {
     /// The same, but its disk may do.
     pub fn begin_cold(&mut self) {
         match std::mem::replace(&mut self.begin, Begin::Base) {
-            Begin::Warm(earlier) if earlier.after > 0 => self.begin = Begin::Cold(earlier),
+            Begin::Warm(earlier) if earlier.boots() => self.begin = Begin::Cold(earlier),
             _ => self.begin_with_base(),
         }
     }

@@ -13,8 +13,9 @@
 //! ```text
 //!   work/layers/<id of k0>/disk0.qcow2 ◄─ ../<id of k0>/… ─ work/layers/<id of k1>/disk0.qcow2 ◄─ …
 //!          ║ one file, two links                ║
-//!   checkpoints/<id of k0>/{disk0.qcow2, memory, keys.json, checkpoint.json}
+//!   checkpoints/<id of k0>/{disk0.qcow2, memory, uefi-vars.fd, tpm2-00.permall, keys.json, checkpoint.json}
 //! ```
+//! Memory, UEFI variables and the TPM's state are of the same moment as the disk; the last two where the machine has them.
 //! INVARIANT: a checkpoint is used only if every byte that led to it is the same; the image always comes of a guest that
 //! was generalized live and shut down cleanly.
 //! How it fails: whatever cannot be kept is not kept, and whatever cannot be reused is done again, with a line that says
@@ -33,8 +34,8 @@ use kiln_model::plan::BuildPlan;
 use kiln_model::policy::CachePolicy;
 
 pub use choose::{Asked, Choice, Start, age, choose};
-pub(crate) use keep::UEFI_VARS;
-pub(crate) use keys::LineageKeys;
+pub(crate) use keep::{TPM_STATE, UEFI_VARS};
+pub(crate) use keys::{LineageKeys, LinuxKeys, WindowsKeys};
 pub(crate) use lineage::{Begin, Earlier, Lineage};
 
 /// What a run of this plan would reuse now, in words, and why not more. Whether a machine's memory fits is found out only

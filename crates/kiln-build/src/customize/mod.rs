@@ -31,7 +31,7 @@ pub async fn run(
                 run.log.telemetry(&format!("ending {}", customizer.provisioner()));
                 step.succeed(message);
                 lineage.passed(link);
-                if let Err(error) = keep(run, &mut guest, lineage, link).await {
+                if let Err(error) = lineage.keep(run, &mut guest, link).await {
                     return Err(Stuck { guest: Box::new(guest), error });
                 }
             }
@@ -45,19 +45,6 @@ pub async fn run(
     }
     run.log.telemetry("Finalizing.");
     Ok(guest)
-}
-
-/// Keeps the machine as it is now, where machines of its kind are kept.
-pub async fn keep(
-    run: &Run,
-    guest: &mut ConnectedGuest,
-    lineage: &mut Lineage,
-    link: usize,
-) -> Result<(), BuildError> {
-    match guest {
-        ConnectedGuest::Linux(guest) => lineage.keep(run, guest, link).await,
-        ConnectedGuest::Windows(_) => Ok(()),
-    }
 }
 
 async fn one(

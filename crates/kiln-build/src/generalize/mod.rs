@@ -5,8 +5,10 @@
 mod linux;
 mod windows;
 
+use kiln_guest::os::windows::bootstrap::Undoing;
 use kiln_library::ImageLease;
 use kiln_model::Sha256;
+use kiln_model::catalog::Login;
 use kiln_qemu::disk::{Image, Overlay, StoppedMachine};
 
 use crate::boot;
@@ -14,6 +16,7 @@ use crate::checkpoint::Earlier;
 use crate::context::Run;
 use crate::error::BuildError;
 use crate::guest::ConnectedGuest;
+use crate::seed::BUILD_USER;
 
 /// What stays of a guest: its disks, cleanly shut down.
 #[derive(Debug)]
@@ -34,8 +37,12 @@ impl Generalized {
 }
 
 /// What a guest is cleaned by, for whoever has to tell whether it is still the same.
-pub fn fingerprint() -> String {
-    linux::CLEAN_UP.to_owned()
+pub fn fingerprint(login: &Login) -> String {
+    match login {
+        Login::CloudInit => linux::CLEAN_UP.to_owned(),
+        Login::AnswerFile => windows::fingerprint(Undoing::Bootstrap { user: BUILD_USER }),
+        Login::Credentials(_) => windows::fingerprint(Undoing::BuildOnly),
+    }
 }
 
 /// The image that an earlier run made of the same, in this run's own folder.

@@ -33,6 +33,11 @@ const VERDICT_LIMIT: Duration = Duration::from_secs(60);
 /// Below this many, whoever uses the image should know.
 const FEW_REARMS: i64 = 3;
 
+/// All that is run in such a guest to its end.
+pub(super) fn fingerprint(undoing: Undoing<'_>) -> String {
+    [sysprep::default_script(&SysprepLimits::default()), bootstrap::undo("", undoing)].concat()
+}
+
 pub(super) async fn run(run: &Run, guest: WindowsGuest) -> Result<Generalized, BuildError> {
     // Sysprep looks for answer files on removable drives.
     guest.vm.eject_medium(&run.control).await?;
