@@ -129,7 +129,8 @@ fn an_administrator_with_another_password_keeps_it() {
         ["the password of the built-in administrator stays as it is: The specified network password is not correct."]
     );
     // A Windows without the module for local accounts.
-    let ran = run(&lab, "Remove-Item function:Get-LocalUser", Some("packer")).ended_with(0);
+    let none = "Remove-Item function:Get-LocalUser\n$ExecutionContext.InvokeCommand.CommandNotFoundAction = $null";
+    let ran = run(&lab, none, Some("packer")).ended_with(0);
     let renewed = Renewed::parse(&ran.out).unwrap();
     assert!(renewed.notes[0].ends_with("this Windows has no Get-LocalUser"), "{renewed:?}");
     assert_eq!(renewed.password, PasswordState::Changed);

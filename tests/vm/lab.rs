@@ -14,6 +14,8 @@
 //! Cases that need no machine are in the engine's tests (`tests/powershell/`) and in the lab's without one
 //! (`kiln-guest/tests/suite/winrm_lab.rs`): here each start of PowerShell takes 13 s and more.
 
+mod checkpoints;
+
 use std::fs::Permissions;
 use std::os::unix::fs::PermissionsExt as _;
 use std::path::Path;
@@ -39,6 +41,7 @@ macro_rules! engine_or_skip {
         }
     };
 }
+use engine_or_skip;
 
 fn powershell(name: &str, lines: &[&str]) -> Value {
     json!({ "type": "PowerShell", "name": name, "inline": lines })

@@ -250,15 +250,14 @@ async fn enter(
         ..WinrmLimits::default()
     };
     let connecting = WinrmGuest::connect_with(login, limits.clone(), |_attempt| {}, control);
-    let guest = vm.guard(control, connecting).await?.map_err(|error| BuildError::Connect(error.into()))?;
+    let guest =
+        vm.guard(&run.control, connecting).await?.map_err(|error| BuildError::Connect(error.into()))?;
     renew(run, vm, &guest, &account.user, passwords, control).await?;
     let Some((_, new)) = passwords else { return Ok(guest) };
-    let ending = guest.close();
-    vm.guard(control, ending).await?;
+    vm.guard(&run.control, guest.close()).await?;
     let login = self::login(run, account, addr, transport, new.own);
     let connecting = WinrmGuest::connect_with(login, limits, |_attempt| {}, control);
-    let again = vm.guard(control, connecting).await?.map_err(|error| BuildError::Connect(error.into()))?;
-    Ok(again)
+    vm.guard(&run.control, connecting).await?.map_err(|error| BuildError::Connect(error.into()))
 }
 
 /// Gives a Windows that was kept this run's time and passwords.
@@ -291,7 +290,7 @@ async fn renew(
     let line = CommandLine::cmd(ACT, script::loader_command());
     let asked = guest.exec(&line, Some(&input), control);
     let said = vm
-        .guard(control, asked)
+        .guard(&run.control, asked)
         .await?
         .map_err(|source| BuildError::Guest { act: ACT, source: source.into() })?;
     let inside = |detail: String| BuildError::Inside { act: ACT, detail };
@@ -539,8 +538,8 @@ fn parts(run: &Run, kept: Option<&Earlier>) -> Result<Parts, BuildError> {
             let tpm = Tpm { program, state: run.workspace.tpm_state(), log: run.dir.tpm_log() };
             fresh_folder(&tpm.state)?;
             if let Some(kept) = kept {
-                put_back(kept, UEFI_VARS, "UEFI variables were", &vars)?;
-                put_back(kept, TPM_STATE, "TPM's state was", &tpm.state.join(TPM_STATE))?;
+                put_back(kept.other(UEFI_VARS), "UEFI variables were", &vars)?;
+                put_back(kept.other(TPM_STATE), "TPM's state was", &tpm.state.join(TPM_STATE))?;
             }
             (firmware, Some(tpm))
         }
@@ -562,10 +561,8 @@ fn fresh_folder(folder: &Path) -> Result<(), BuildError> {
 
 /// Copies a file of a kept machine's state. A Windows without it is another machine to itself: a disk that is sealed to
 /// a TPM does not open.
-fn put_back(kept: &Earlier, name: &str, what: &str, to: &Path) -> Result<(), BuildError> {
-    let from = kept
-        .other(name)
-        .ok_or_else(|| BuildError::Checkpoint { detail: format!("its {what} not kept") })?;
+fn put_back(kept: Option<PathBuf>, what: &str, to: &Path) -> Result<(), BuildError> {
+    let from = kept.ok_or_else(|| BuildError::Checkpoint { detail: format!("its {what} not kept") })?;
     // Read and written, not copied with its mode: nobody writes what is on the shelf.
     std::fs::read(&from).and_then(|bytes| std::fs::write(to, bytes)).map_err(BuildError::io("copy", from))
 }
@@ -645,4 +642,37 @@ async fn extend(run: &Run, guest: &WindowsGuest) -> Result<(), BuildError> {
         None => run.journal.warn(format!("C: was not extended: {}", said.excerpt())),
     }
     Ok(())
+}
+
+#[cfg(test)]
+mod tests {
+    use std::os::unix::fs::PermissionsExt as _;
+
+    use super::*;
+
+    #[test]
+    fn what_the_firmware_or_the_tpm_knew_is_put_back_or_the_machine_refused() {
+        let folder = tempfile::tempdir().unwrap();
+        let (from, to) = (folder.path().join("kept"), folder.path().join("tpm"));
+        std::fs::write(&from, "state").unwrap();
+        std::fs::set_permissions(&from, std::fs::Permissions::from_mode(0o400)).unwrap();
+        fresh_folder(&to).unwrap();
+        put_back(Some(from), "TPM's state was", &to.join(TPM_STATE)).unwrap();
+        assert_eq!(std::fs::read(to.join(TPM_STATE)).unwrap(), b"state");
+        assert_ne!(to.join(TPM_STATE).metadata().unwrap().permissions().mode() & 0o200, 0);
+        let refused = put_back(None, "TPM's state was", &to).unwrap_err();
+        assert!(refused.sentence().contains("its TPM's state was not kept"), "{}", refused.sentence());
+        fresh_folder(&to).unwrap();
+        assert_eq!(std::fs::read_dir(&to).unwrap().count(), 0, "nothing of an earlier machine is left");
+    }
+
+    /// What is made for each run is in no fingerprint, and what is told to Windows is.
+    #[test]
+    fn a_first_boot_is_known_by_what_it_is_told() {
+        let one = fingerprint();
+        assert_eq!(one, fingerprint());
+        assert!(one.contains("<unattend") && one.contains("Enable-PSRemoting"), "{one}");
+        assert!(one.contains("packer") && one.contains("Resize-Partition"), "{one}");
+        assert_ne!(fingerprint_of_own("a"), fingerprint_of_own("b"));
+    }
 }

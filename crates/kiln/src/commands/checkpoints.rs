@@ -118,7 +118,7 @@ fn list(around: &Surroundings<'_>, library: &Library, json: bool) -> End {
 #[derive(Serialize)]
 struct ExplainView<'a> {
     format: u32,
-    /// Sentences; none for guests of which nothing is kept.
+    /// Sentences.
     reuse: &'a [String],
 }
 
@@ -132,13 +132,10 @@ async fn explain(around: &Surroundings<'_>, shelves: &Shelves, args: Checkpoints
     };
     let control = signals::control().map_err(|error| Failure::new(kiln_model::run::Fault::Host, error))?;
     let inputs = plan::fetch(around, shelves, &plan, &control).await?;
-    let choice = plan::reuse(shelves, &plan, &inputs, policy.as_deref())?;
-    let said = choice.map(|choice| choice.said).unwrap_or_default();
+    let said = plan::reuse(shelves, &plan, &inputs, policy.as_deref())?.said;
     if json {
         let view = ExplainView { format: CHECKPOINTS_FORMAT, reuse: &said };
         printer.data(&serde_json::to_string_pretty(&view).map_err(anyhow::Error::from)?);
-    } else if said.is_empty() {
-        printer.data("nothing is kept of Windows guests, up to now");
     } else {
         said.iter().for_each(|line| printer.data(&neutralize(line)));
     }

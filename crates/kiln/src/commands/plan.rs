@@ -43,7 +43,7 @@ pub async fn run(around: &Surroundings<'_>, settings: PlanSettings) -> End {
     let control = signals::control().map_err(|error| Failure::new(kiln_model::run::Fault::Host, error))?;
     let inputs = fetch(around, &shelves, &plan, &control).await?;
     let reuse = match &settings.reuse {
-        Some(policy) => reuse(&shelves, &plan, &inputs, policy.as_deref())?,
+        Some(policy) => Some(reuse(&shelves, &plan, &inputs, policy.as_deref())?),
         None => None,
     };
 
@@ -67,23 +67,19 @@ pub async fn run(around: &Surroundings<'_>, settings: PlanSettings) -> End {
     Ok(ExitStatus::Done)
 }
 
-/// What a build would reuse; none for guests of which nothing is kept.
+/// What a build would reuse.
 pub(super) fn reuse(
     shelves: &Shelves,
     plan: &BuildPlan,
     inputs: &[FetchedInput<'_>],
     policy: Option<&Path>,
-) -> Result<Option<Choice>, Failure> {
+) -> Result<Choice, Failure> {
     let policy = policy_of(policy, plan)?;
-    if plan.source.os != Os::Linux {
-        return Ok(None);
-    }
     let digest = |position| {
         let found = inputs.iter().find(|fetched| fetched.customizer.position == position);
         found.map(|fetched| fetched.stored.sha256)
     };
-    let choice = forecast(plan, &digest, &policy, shelves.library()?);
-    choice.map(Some).map_err(|error| Failure::new(error.fault(), error))
+    forecast(plan, &digest, &policy, shelves.library()?).map_err(|error| Failure::new(error.fault(), error))
 }
 
 /// An input of the plan, as it lies on the shelf.
@@ -150,7 +146,7 @@ struct View<'a> {
     format: u32,
     plan: BuildPlan,
     inputs: Vec<InputView>,
-    /// What of earlier builds would serve, and why not more: sentences. For guests of which nothing is kept, nothing.
+    /// What of earlier builds would serve, and why not more: sentences. Nothing where nothing is to be reused.
     #[serde(skip_serializing_if = "Option::is_none")]
     reuse: Option<&'a [String]>,
     problems: &'a [kiln_model::Problem],

@@ -11,7 +11,7 @@ foreach ($hive in 'HKLM:\SYSTEM', 'HKLM:\SOFTWARE', 'HKLM:\SAM') {
 $skipped = @()
 try {
     foreach ($hive in @(Get-ChildItem -Path 'Registry::HKEY_USERS')) {
-        try { $hive.Flush() } catch { $skipped += "$($hive.PSChildName): $_" }
+        try { $hive.Flush() } catch { $skipped += "$($hive.PSChildName): $($_.Exception.GetBaseException().Message)" }
     }
 } catch { $skipped += "users: $_" }
 $volumes = @()

@@ -12,7 +12,7 @@ try {
     # $Now was when this was sent. How long PowerShell took to begin, the guest's clock tells: it is wrong, and steady.
     $late = ([DateTime]::UtcNow - [Diagnostics.Process]::GetCurrentProcess().StartTime.ToUniversalTime()).TotalMilliseconds
     if ($late -lt 0 -or $late -gt $MostLate) { $late = 0 }
-    $right = [DateTime]::new(1970, 1, 1, 0, 0, 0, 'Utc').AddMilliseconds($Now + $late)
+    $right = [DateTime]::SpecifyKind([DateTime]::new(1970, 1, 1), 'Utc').AddMilliseconds($Now + $late)
     $answer.movedMs = [long]($right - [DateTime]::UtcNow).TotalMilliseconds
     $null = Set-Date -Date $right.ToLocalTime()
     if ([Math]::Abs(([DateTime]::UtcNow - $right).TotalMilliseconds) -gt $MostWrong) { throw "it did not take $($right.ToString('o'))" }

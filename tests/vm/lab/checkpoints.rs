@@ -1,0 +1,126 @@
+//! What is kept of the lab's machine, and what later builds make of it. Memory, UEFI variables and the TPM are real, and so
+//! are the clock and the passwords; see `lab/guest/README.md` for what is played.
+
+use std::os::unix::fs::{PermissionsExt as _, symlink};
+use std::path::{Path, PathBuf};
+use std::time::{SystemTime, UNIX_EPOCH};
+
+use kiln_tests::kiln::{Ended, Kiln};
+use kiln_tests::template::{Template, lab_gen2};
+use kiln_tests::{settings, skip};
+use serde_json::Value;
+
+use super::{RUN_LIMIT, assert_sealed, engine_or_skip, powershell};
+
+/// Files and a registry value that nobody flushed, then a step that tells the time.
+fn two_steps(second: &str) -> Template {
+    lab_gen2()
+        .customizer(powershell(
+            "first",
+            &[
+                "$null = New-Item -Path 'HKLM:\\SOFTWARE\\Kept'",
+                "Set-ItemProperty -Path 'HKLM:\\SOFTWARE\\Kept' -Name Step -Value 'first'",
+                "1..50 | ForEach-Object { Set-Content -Path \"c:/kept-$_.txt\" -Value \"$_\" }",
+            ],
+        ))
+        .customizer(powershell(
+            "second",
+            &[
+                "Set-Content -Path 'c:/clock.txt' -Value ([DateTimeOffset]::UtcNow.ToUnixTimeSeconds())",
+                second,
+            ],
+        ))
+}
+
+fn kept(kiln: &Kiln) -> Vec<Value> {
+    let listed = kiln.run(["checkpoints", "list", "--json"]);
+    let listed: Value = serde_json::from_slice(&listed.stdout).unwrap();
+    listed["checkpoints"].as_array().unwrap().clone()
+}
+
+fn read(kiln: &Kiln, kept: &Value, file: &str) -> Value {
+    let folder = kiln.data().join("library/checkpoints").join(kept["id"].as_str().unwrap());
+    serde_json::from_slice(&std::fs::read(folder.join(file)).unwrap()).unwrap()
+}
+
+fn assert_said(ended: &Ended, words: &str) {
+    let said = ended.notices("info").join("\n");
+    assert!(said.contains(words), "{words:?} is not in:\n{said}");
+}
+
+fn seconds() -> u64 {
+    SystemTime::now().duration_since(UNIX_EPOCH).unwrap().as_secs()
+}
+
+/// The image has what the first step wrote, and the second step's time lies between `began` and now.
+fn assert_whole(ended: &Ended, began: u64, folder: &Path) {
+    let disk = assert_sealed(&ended.vhd(), folder);
+    for number in [1, 50] {
+        assert_eq!(disk.text(&format!("kept-{number}.txt")).trim(), number.to_string());
+    }
+    assert_eq!(disk.registry("SOFTWARE", "Kept", "Step").as_deref(), Some("first"));
+    let clock: u64 = disk.text("clock.txt").trim().parse().unwrap();
+    assert!((began..=seconds()).contains(&clock), "the guest's clock said {clock}; the build began at {began}");
+}
+
+/// A program in QEMU's place that is another one by its digest.
+fn another_qemu(programs: &Path) -> String {
+    let path = settings::search_path();
+    let find = |name: &str| -> PathBuf {
+        std::env::split_paths(&path).map(|folder| folder.join(name)).find(|file| file.is_file()).unwrap()
+    };
+    let other = programs.join("qemu-system-x86_64");
+    std::fs::write(&other, format!("#!/bin/sh\nexec {} \"$@\"\n", find("qemu-system-x86_64").display()))
+        .unwrap();
+    std::fs::set_permissions(&other, std::fs::Permissions::from_mode(0o755)).unwrap();
+    symlink(find("qemu-img"), programs.join("qemu-img")).unwrap();
+    format!("{}:{path}", programs.display())
+}
+
+/// First from the memory, then, with another QEMU, from the disk; the first boot's medium is needed for neither.
+#[test]
+fn a_build_goes_on_at_the_step_that_changed() {
+    engine_or_skip!();
+    let kiln = Kiln::new().env("KILN_CHECKPOINTS", "8G");
+    let began = seconds();
+    let fresh = kiln.start(&two_steps("exit 0")).wait_within(RUN_LIMIT).succeeded();
+    assert_said(&fresh, "nothing was kept of this base image yet");
+    assert_whole(&fresh, began, kiln.path());
+    let first = kept(&kiln);
+    assert_eq!(first.len(), 4, "the first boot, two steps, the image: {first:#?}");
+    let of_first = first.iter().find(|kept| kept["after"] == "PowerShell \"first\"").unwrap();
+    assert_eq!(of_first["withMemory"], true);
+    let more = &read(&kiln, of_first, "checkpoint.json")["more"];
+    let names: Vec<&str> = more.as_array().unwrap().iter().map(|file| file["file"].as_str().unwrap()).collect();
+    assert_eq!(names, ["uefi-vars.fd", "tpm2-00.permall"]);
+
+    let began = seconds();
+    let warm = kiln.start(&two_steps("exit 0 # warm")).wait_within(RUN_LIMIT).succeeded();
+    assert_said(&warm, "PowerShell \"first\" is reused: the machine as it was kept");
+    assert_said(&warm, "PowerShell \"second\" is run again: its script has changed");
+    let done = warm.steps_done();
+    assert!(done.contains(&"restore".into()), "{done:?}");
+    assert!(!done.iter().any(|step| step == "boot" || step == "customize/1"), "{done:?}");
+    assert!(warm.log().contains("The machine goes on; WinRM connected."), "{}", warm.log());
+    assert_eq!(warm.notices("info").iter().filter(|said| said.contains("password")).count(), 0);
+    assert_whole(&warm, began, kiln.path());
+    // By another password than the one it was kept with.
+    let after = kept(&kiln);
+    let new = after.iter().find(|kept| kept["kind"] == "checkpoint" && !first.contains(kept)).unwrap();
+    let keys = |kept: &Value| read(&kiln, kept, "keys.json");
+    for secret in ["password", "administratorPassword"] {
+        assert!(keys(of_first)[secret].is_string());
+        assert_ne!(keys(of_first)[secret], keys(new)[secret], "{secret}");
+    }
+    assert_eq!(keys(of_first)["certificateSha256"], keys(new)["certificateSha256"]);
+
+    let programs = tempfile::tempdir().unwrap();
+    let kiln = kiln.env("PATH", another_qemu(programs.path()));
+    let began = seconds();
+    let cold = kiln.start(&two_steps("exit 0 # cold")).wait_within(RUN_LIMIT).succeeded();
+    assert_said(&cold, "PowerShell \"first\" is reused: the disk as it was kept");
+    assert_said(&cold, "its memory is of another machine or QEMU");
+    let done = cold.steps_done();
+    assert!(done.contains(&"boot".into()) && !done.contains(&"customize/1".into()), "{done:?}");
+    assert_whole(&cold, began, kiln.path());
+}
