@@ -43,11 +43,7 @@ $Lab.Objects['System.DirectoryServices.DirectoryEntry'] = {
 "#;
 
 fn run(lab: &Lab, prelude: &str, user: Option<&str>) -> Ran {
-    lab.run_with_input(
-        &format!("{WINDOWS}{prelude}"),
-        &renew(SystemTime::now(), user),
-        &secrets(OLD, NEW),
-    )
+    lab.run_with_input(&format!("{WINDOWS}{prelude}"), &renew(SystemTime::now(), user), &secrets(OLD, NEW))
 }
 
 fn milliseconds(time: SystemTime) -> i128 {
@@ -126,10 +122,13 @@ fn an_administrator_with_another_password_keeps_it() {
     assert_eq!(lab.calls(), ["change packer new \u{201c}3"]);
     assert_eq!(
         renewed.notes,
-        ["the password of the built-in administrator stays as it is: The specified network password is not correct."]
+        [
+            "the password of the built-in administrator stays as it is: The specified network password is not correct."
+        ]
     );
     // A Windows without the module for local accounts.
-    let none = "Remove-Item function:Get-LocalUser\n$ExecutionContext.InvokeCommand.CommandNotFoundAction = $null";
+    let none =
+        "Remove-Item function:Get-LocalUser\n$ExecutionContext.InvokeCommand.CommandNotFoundAction = $null";
     let ran = run(&lab, none, Some("packer")).ended_with(0);
     let renewed = Renewed::parse(&ran.out).unwrap();
     assert!(renewed.notes[0].ends_with("this Windows has no Get-LocalUser"), "{renewed:?}");

@@ -66,9 +66,9 @@ impl ConnectedGuest {
                 let asked = linux.vm.guard(&run.control, asked).await?;
                 Ok(match asked {
                     Ok(true) => Ok(Rested::Whole),
-                    Ok(false) => Ok(Rested::DiskOnly(
-                        "the guest has neither perl nor python3 to renew its randomness",
-                    )),
+                    Ok(false) => {
+                        Ok(Rested::DiskOnly("the guest has neither perl nor python3 to renew its randomness"))
+                    }
                     Err(source) => Err(BuildError::Guest { act: ACT, source: source.into() }),
                 })
             }
@@ -85,7 +85,9 @@ impl ConnectedGuest {
                 // Nothing inside can renew Windows' randomness: the machine's generation ID does.
                 Ok(Ok(match run.qemu.features().vmgenid {
                     true => Rested::Whole,
-                    false => Rested::DiskOnly("this QEMU has no vmgenid device to renew the guest's randomness"),
+                    false => {
+                        Rested::DiskOnly("this QEMU has no vmgenid device to renew the guest's randomness")
+                    }
                 }))
             }
         }

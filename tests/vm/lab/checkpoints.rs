@@ -60,7 +60,10 @@ fn assert_whole(ended: &Ended, began: u64, folder: &Path) {
     }
     assert_eq!(disk.registry("SOFTWARE", "Kept", "Step").as_deref(), Some("first"));
     let clock: u64 = disk.text("clock.txt").trim().parse().unwrap();
-    assert!((began..=seconds()).contains(&clock), "the guest's clock said {clock}; the build began at {began}");
+    assert!(
+        (began..=seconds()).contains(&clock),
+        "the guest's clock said {clock}; the build began at {began}"
+    );
 }
 
 /// A program in QEMU's place that is another one by its digest.
@@ -91,7 +94,8 @@ fn a_build_goes_on_at_the_step_that_changed() {
     let of_first = first.iter().find(|kept| kept["after"] == "PowerShell \"first\"").unwrap();
     assert_eq!(of_first["withMemory"], true);
     let more = &read(&kiln, of_first, "checkpoint.json")["more"];
-    let names: Vec<&str> = more.as_array().unwrap().iter().map(|file| file["file"].as_str().unwrap()).collect();
+    let names: Vec<&str> =
+        more.as_array().unwrap().iter().map(|file| file["file"].as_str().unwrap()).collect();
     assert_eq!(names, ["uefi-vars.fd", "tpm2-00.permall"]);
 
     let began = seconds();

@@ -124,7 +124,8 @@ async fn up(
             Err(error) => {
                 run.control.check()?;
                 let why = error.sentence();
-                run.journal.warn(format!("the disk that was kept does not boot, and the base image is: {why}"));
+                run.journal
+                    .warn(format!("the disk that was kept does not boot, and the base image is: {why}"));
                 lineage.begin_with_base();
             }
         }
@@ -191,11 +192,7 @@ async fn boot_kept(
 }
 
 /// From a kept machine to this run's own.
-async fn go_on(
-    run: &Run,
-    account: &BuildAccount,
-    lineage: &Lineage,
-) -> Result<(Vm, WinrmGuest), BuildError> {
+async fn go_on(run: &Run, account: &BuildAccount, lineage: &Lineage) -> Result<(Vm, WinrmGuest), BuildError> {
     let Begin::Warm(earlier) = lineage.begins_with() else {
         return Err(BuildError::Checkpoint { detail: "there is no machine to go on".to_owned() });
     };

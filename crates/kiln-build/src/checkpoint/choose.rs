@@ -88,7 +88,9 @@ pub fn choose(asked: Asked<'_>, shelf: &[Manifest]) -> Choice {
         let start = match kept.iter().find(|kept| asked.memory_fits(kept)) {
             Some(kept) => Some((Start::Warm { id: kept.id.clone(), after }, *kept)),
             // The booted machine without its memory is the base image, for guests that do their first boot again.
-            None if after > 0 || chain.first_boot_on_disk => kept.first().map(|kept| (Start::Cold { id: kept.id.clone(), after }, *kept)),
+            None if after > 0 || chain.first_boot_on_disk => {
+                kept.first().map(|kept| (Start::Cold { id: kept.id.clone(), after }, *kept))
+            }
             None => None,
         };
         let Some((start, kept)) = start else { continue };
@@ -519,11 +521,7 @@ mod tests {
         let image = Manifest { kind: CheckpointKind::Image, key: chain.image, ..kept("i", &chain, 3, 5) };
         assert!(ask(&chain, &policy, &[image]).said.contains(&line.to_owned()));
         // They have the age limit of everything that uses the network.
-        check(
-            &ask(&chain, &policy, &[kept("k2", &chain, 2, 25)]),
-            &Start::Base,
-            &["nothing is reused"],
-        );
+        check(&ask(&chain, &policy, &[kept("k2", &chain, 2, 25)]), &Start::Base, &["nothing is reused"]);
     }
 
     #[test]

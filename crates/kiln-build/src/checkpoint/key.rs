@@ -263,7 +263,8 @@ mod tests {
         let own = credentials("golden");
         let (other, first) = (credentials("other"), of(Login::AnswerFile, Generation::V1));
         assert!(!linux.first_boot_on_disk && made.first_boot_on_disk && own.first_boot_on_disk);
-        for (one, other) in [(&linux, &made), (&linux, &own), (&made, &own), (&own, &other), (&made, &first)] {
+        for (one, other) in [(&linux, &made), (&linux, &own), (&made, &own), (&own, &other), (&made, &first)]
+        {
             assert_eq!(differing(one, other), Some(0));
         }
         // The passwords of an account are made for each run.

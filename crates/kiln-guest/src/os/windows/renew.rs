@@ -109,9 +109,7 @@ mod tests {
     #[test]
     fn the_text_has_the_time_and_no_password() {
         let text = renew(SystemTime::UNIX_EPOCH + Duration::from_millis(1234), Some("packer"));
-        assert!(text.starts_with(
-            "$Now = 1234\n$MostLate = 600000\n$MostWrong = 5000\n$User = 'packer'\n"
-        ));
+        assert!(text.starts_with("$Now = 1234\n$MostLate = 600000\n$MostWrong = 5000\n$User = 'packer'\n"));
         assert!(renew(SystemTime::UNIX_EPOCH, None).contains("$User = ''\n"));
         let old = Passwords { own: "canary 1", administrator: "canary 2" };
         let given = secrets(old, Passwords { own: "canary 3", administrator: "canary 4" });
