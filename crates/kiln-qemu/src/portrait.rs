@@ -115,7 +115,7 @@ mod tests {
 
     /// Nothing of a Windows machine is another at its next start: its generation ID, which is, has no word of its own.
     #[test]
-    fn a_windows_machine_is_the_same_at_its_next_start() {
+    fn a_generation_id_is_no_part_of_it_and_swtpm_is() {
         let program = tempfile::NamedTempFile::new().unwrap();
         let tpm = |at: &str| crate::machine::Tpm {
             program: program.path().to_owned(),

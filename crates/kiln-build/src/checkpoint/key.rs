@@ -253,7 +253,7 @@ mod tests {
     }
 
     #[test]
-    fn a_windows_has_another_first_boot_and_another_end() {
+    fn each_way_in_has_a_first_boot_and_an_end_of_its_own() {
         let linux = of(Login::CloudInit, Generation::V2);
         let made = of(Login::AnswerFile, Generation::V2);
         let credentials = |user: &str| {

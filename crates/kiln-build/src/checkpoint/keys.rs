@@ -236,7 +236,7 @@ mod tests {
     }
 
     #[test]
-    fn those_of_a_windows_too() {
+    fn passwords_and_a_certificate_do_too() {
         let made = Passwords { own: "canary 1", administrator: "canary 2" };
         let keys = LineageKeys::Windows(WindowsKeys::new("packer", Some(made), Some([7; 32])));
         assert!(!format!("{keys:?} {keys:#?}").contains("canary"));

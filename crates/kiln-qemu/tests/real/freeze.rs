@@ -74,7 +74,7 @@ async fn a_frozen_machine_goes_on_and_so_do_those_that_are_made_of_it() {
 /// Everything that a Windows machine has beside disk and memory: the TPM's state is in the memory file and, for whoever
 /// boots the disk, in a file of its own. Its generation ID is another one after each start.
 #[tokio::test]
-async fn a_windows_machine_goes_on_with_its_tpm_and_notices() {
+async fn a_machine_with_a_tpm_goes_on_and_is_told_so() {
     let Ok(program) = tpm::find("/usr/bin".as_ref()) else {
         eprintln!("skipped: swtpm is not installed");
         return;
