@@ -21,13 +21,11 @@ use std::os::unix::fs::PermissionsExt as _;
 use std::path::Path;
 use std::time::Duration;
 
-use kiln_tests::daemon::Daemon;
-use kiln_tests::daemon_run::{assert_clean, download};
 use kiln_tests::kiln::{Ended, Kiln};
 use kiln_tests::ntfs::Ntfs;
 use kiln_tests::program::{command, finish, sha256sum};
-use kiln_tests::template::{Template, lab, lab_gen2, lab_installed};
-use kiln_tests::{footer, settings, skip, slots};
+use kiln_tests::template::{Template, lab, lab_installed};
+use kiln_tests::{footer, settings, skip};
 use serde_json::{Value, json};
 
 /// A start of PowerShell takes the emulated guest from 13 s to a minute, by what else this machine does.
@@ -145,35 +143,6 @@ fn every_customizer_and_sysprep() {
     assert_eq!(disk.text("restarted.txt").trim(), "Azure-Image-Builder-Restarted-the-VM");
     let kept: Value = serde_json::from_str(&disk.text("Windows/System32/config/lab.json")).unwrap();
     assert_eq!(kept["updates"]["installed"].as_array().map(Vec::len), Some(2), "{kept:#}");
-}
-
-/// Secure Boot and a TPM, and a deprovisioning script of one's own; by way of the server's API.
-#[test]
-fn the_second_generation_through_a_server() {
-    engine_or_skip!();
-    let kiln = Kiln::new();
-    let _slot = slots::take();
-    let daemon = Daemon::start(&kiln);
-    let template = lab_gen2().customizer(powershell(
-        "own",
-        &[
-            "Set-Content -Path 'c:/DeprovisioningScript.ps1' -Value @'",
-            "Write-Output 'an own script seals it'",
-            "& \"$env:SystemRoot\\System32\\Sysprep\\Sysprep.exe\" /oobe /generalize /quiet /quit",
-            "'@",
-        ],
-    ));
-    daemon.put_template("t", &template);
-    let ended = daemon.until_operation_ended(&daemon.start_run("t"), RUN_LIMIT);
-    assert_eq!(ended["status"], "Succeeded", "{ended:#}");
-    let run = kiln.runs().pop().unwrap();
-    let log = std::fs::read_to_string(run.join("customization.log")).unwrap();
-    assert!(log.contains("an own script seals it"), "{log}");
-    let vhd = download(&daemon, "t");
-    footer::assert_fit_for_azure(&vhd);
-    assert_sealed(&vhd, kiln.path());
-    daemon.stop();
-    assert_clean(&kiln);
 }
 
 /// What `scripts/lab-guest` left of the installed system: `password`, or `sha256` of its certificate.

@@ -5,14 +5,17 @@ use std::os::unix::fs::{PermissionsExt as _, symlink};
 use std::path::{Path, PathBuf};
 use std::time::{SystemTime, UNIX_EPOCH};
 
+use kiln_tests::daemon::Daemon;
+use kiln_tests::daemon_run::{assert_clean, download};
 use kiln_tests::kiln::{Ended, Kiln};
 use kiln_tests::template::{Template, lab_gen2};
-use kiln_tests::{settings, skip};
+use kiln_tests::{footer, settings, skip, slots};
 use serde_json::Value;
 
 use super::{RUN_LIMIT, assert_sealed, engine_or_skip, powershell};
 
-/// Files and a registry value that nobody flushed, then a step that tells the time.
+/// Files and a registry value that nobody flushed, and a deprovisioning script of one's own; then a step that tells the
+/// time.
 fn two_steps(second: &str) -> Template {
     lab_gen2()
         .customizer(powershell(
@@ -21,6 +24,10 @@ fn two_steps(second: &str) -> Template {
                 "$null = New-Item -Path 'HKLM:\\SOFTWARE\\Kept'",
                 "Set-ItemProperty -Path 'HKLM:\\SOFTWARE\\Kept' -Name Step -Value 'first'",
                 "1..50 | ForEach-Object { Set-Content -Path \"c:/kept-$_.txt\" -Value \"$_\" }",
+                "Set-Content -Path 'c:/DeprovisioningScript.ps1' -Value @'",
+                "Write-Output 'an own script seals it'",
+                "& \"$env:SystemRoot\\System32\\Sysprep\\Sysprep.exe\" /oobe /generalize /quiet /quit",
+                "'@",
             ],
         ))
         .customizer(powershell(
@@ -53,8 +60,9 @@ fn seconds() -> u64 {
 }
 
 /// The image has what the first step wrote, and the second step's time lies between `began` and now.
-fn assert_whole(ended: &Ended, began: u64, folder: &Path) {
-    let disk = assert_sealed(&ended.vhd(), folder);
+fn assert_whole(vhd: &Path, began: u64, folder: &Path) {
+    footer::assert_fit_for_azure(vhd);
+    let disk = assert_sealed(vhd, folder);
     for number in [1, 50] {
         assert_eq!(disk.text(&format!("kept-{number}.txt")).trim(), number.to_string());
     }
@@ -80,7 +88,8 @@ fn another_qemu(programs: &Path) -> String {
     format!("{}:{path}", programs.display())
 }
 
-/// First from the memory, then, with another QEMU, from the disk; the first boot's medium is needed for neither.
+/// Secure Boot and a TPM. First from the memory, by way of a server's API; then, with another QEMU, from the disk. The first
+/// boot's medium is needed for neither.
 #[test]
 fn a_build_goes_on_at_the_step_that_changed() {
     engine_or_skip!();
@@ -88,7 +97,8 @@ fn a_build_goes_on_at_the_step_that_changed() {
     let began = seconds();
     let fresh = kiln.start(&two_steps("exit 0")).wait_within(RUN_LIMIT).succeeded();
     assert_said(&fresh, "nothing was kept of this base image yet");
-    assert_whole(&fresh, began, kiln.path());
+    assert!(fresh.log().contains("an own script seals it"), "{}", fresh.log());
+    assert_whole(&fresh.vhd(), began, kiln.path());
     let first = kept(&kiln);
     assert_eq!(first.len(), 4, "the first boot, two steps, the image: {first:#?}");
     let of_first = first.iter().find(|kept| kept["after"] == "PowerShell \"first\"").unwrap();
@@ -99,15 +109,25 @@ fn a_build_goes_on_at_the_step_that_changed() {
     assert_eq!(names, ["uefi-vars.fd", "tpm2-00.permall"]);
 
     let began = seconds();
-    let warm = kiln.start(&two_steps("exit 0 # warm")).wait_within(RUN_LIMIT).succeeded();
-    assert_said(&warm, "PowerShell \"first\" is reused: the machine as it was kept");
-    assert_said(&warm, "PowerShell \"second\" is run again: its script has changed");
-    let done = warm.steps_done();
-    assert!(done.contains(&"restore".into()), "{done:?}");
-    assert!(!done.iter().any(|step| step == "boot" || step == "customize/1"), "{done:?}");
-    assert!(warm.log().contains("The machine goes on; WinRM connected."), "{}", warm.log());
-    assert_eq!(warm.notices("info").iter().filter(|said| said.contains("password")).count(), 0);
-    assert_whole(&warm, began, kiln.path());
+    let slot = slots::take();
+    let daemon = Daemon::start(&kiln);
+    daemon.put_template("t", &two_steps("exit 0 # warm"));
+    let ended = daemon.until_operation_ended(&daemon.start_run("t"), RUN_LIMIT);
+    assert_eq!(ended["status"], "Succeeded", "{ended:#}");
+    let log = std::fs::read_to_string(kiln.runs().pop().unwrap().join("customization.log")).unwrap();
+    for words in [
+        "PowerShell \"first\" is reused: the machine as it was kept",
+        "PowerShell \"second\" is run again: its script has changed",
+        "The machine goes on; WinRM connected.",
+        "an own script seals it",
+    ] {
+        assert!(log.contains(words), "{words:?} is not in:\n{log}");
+    }
+    assert!(!log.contains("Starting the virtual machine") && !log.contains("password"), "{log}");
+    assert_whole(&download(&daemon, "t"), began, kiln.path());
+    daemon.stop();
+    assert_clean(&kiln);
+    drop(slot);
     // By another password than the one it was kept with.
     let after = kept(&kiln);
     let new = after.iter().find(|kept| kept["kind"] == "checkpoint" && !first.contains(kept)).unwrap();
@@ -126,5 +146,5 @@ fn a_build_goes_on_at_the_step_that_changed() {
     assert_said(&cold, "its memory is of another machine or QEMU");
     let done = cold.steps_done();
     assert!(done.contains(&"boot".into()) && !done.contains(&"customize/1".into()), "{done:?}");
-    assert_whole(&cold, began, kiln.path());
+    assert_whole(&cold.vhd(), began, kiln.path());
 }
