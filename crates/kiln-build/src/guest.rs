@@ -8,12 +8,12 @@ use std::path::PathBuf;
 use kiln_guest::os::windows::facts::{self, BootId, Flushed, WindowsFacts};
 use kiln_guest::winrm::WinrmGuest;
 use kiln_guest::{Guest, GuestFacts};
+use kiln_host::wait::Control;
 use kiln_library::ImageLease;
 use kiln_qemu::vm::Vm;
 
 use crate::account::BuildAccount;
 use crate::context::Run;
-use crate::customize::windows::ask;
 use crate::error::BuildError;
 use crate::medium::OnMedium;
 
@@ -46,6 +46,14 @@ impl ConnectedGuest {
         }
     }
 
+    /// Ends the machine at once.
+    pub(crate) async fn kill(self) {
+        match self {
+            Self::Linux(guest) => guest.vm.kill().await,
+            Self::Windows(guest) => guest.vm.kill().await,
+        }
+    }
+
     /// The medium that lies in its drive while customizers run.
     pub(crate) fn medium(&self, run: &Run) -> Option<PathBuf> {
         match self {
@@ -58,12 +66,16 @@ impl ConnectedGuest {
     ///
     /// # Errors
     /// Outside, those of the machine; inside, why its disk would not have all of it.
-    pub(crate) async fn put_to_rest(&self, run: &Run) -> Result<Result<Rested, BuildError>, BuildError> {
+    pub(crate) async fn put_to_rest(
+        &self,
+        run: &Run,
+        control: &Control,
+    ) -> Result<Result<Rested, BuildError>, BuildError> {
         const ACT: &str = "put the guest to rest";
         match self {
             Self::Linux(linux) => {
-                let asked = linux.guest.put_to_rest(&run.control);
-                let asked = linux.vm.guard(&run.control, asked).await?;
+                let asked = linux.guest.put_to_rest(control);
+                let asked = linux.vm.guard(control, asked).await?;
                 Ok(match asked {
                     Ok(true) => Ok(Rested::Whole),
                     Ok(false) => {
@@ -73,7 +85,9 @@ impl ConnectedGuest {
                 })
             }
             Self::Windows(guest) => {
-                let said = match ask(run, guest, ACT, &facts::flush(), &run.control).await? {
+                let flush = facts::flush();
+                let asked = guest.guest.ask_powershell(ACT, &flush, control);
+                let said = match guest.vm.guard(control, asked).await? {
                     Ok(said) => said,
                     Err(source) => return Ok(Err(BuildError::Guest { act: ACT, source: source.into() })),
                 };

@@ -136,7 +136,7 @@ async fn from_machine(
     run.journal.phase(Phase::Customizing);
     let guest = match customize::run(run, guest, inputs, lineage).await {
         Ok(guest) => guest,
-        Err(stuck) => return Err(debug::leave(run, stuck).await),
+        Err(stuck) => return Err(debug::leave(run, stuck, lineage.keys()).await),
     };
     let mut image = generalize::run(run, guest).await?;
     lineage.keep_image(run, &mut image).await;

@@ -8,6 +8,7 @@ use std::time::{SystemTime, UNIX_EPOCH};
 use kiln_tests::daemon::Daemon;
 use kiln_tests::daemon_run::{assert_clean, download};
 use kiln_tests::kiln::{Ended, Kiln};
+use kiln_tests::program::finish;
 use kiln_tests::template::{Template, lab_gen2};
 use kiln_tests::{footer, settings, skip, slots};
 use serde_json::Value;
@@ -137,6 +138,24 @@ fn a_build_goes_on_at_the_step_that_changed() {
         assert_ne!(keys(of_first)[secret], keys(new)[secret], "{secret}");
     }
     assert_eq!(keys(of_first)["certificateSha256"], keys(new)["certificateSha256"]);
+
+    // A step that fails leaves the machine; its memory goes on, and a command is run in it.
+    let failed = kiln.start_with(&two_steps("exit 9"), &["--keep-on-error"]).wait_within(RUN_LIMIT).failed();
+    let id = failed.run_dir.as_ref().unwrap().file_name().unwrap().to_str().unwrap().to_owned();
+    let slot = slots::take();
+    let look =
+        ["debug", &id, "--", "powershell", "-Command", "Get-Content c:/kept-50.txt, c:/clock.txt; exit 4"];
+    let seen = finish(&mut kiln.command(look), RUN_LIMIT);
+    assert!(!seen.stderr.contains("its disk was booted"), "{}", seen.stderr);
+    assert!(seen.stderr.contains("ended with 4"), "{}", seen.stderr);
+    let text = seen.text();
+    let lines: Vec<&str> = text.split_whitespace().collect();
+    assert!(
+        lines.len() == 2 && lines[0] == "50" && lines[1].parse::<u64>().is_ok(),
+        "{text}\n{}",
+        seen.stderr
+    );
+    drop(slot);
 
     let programs = tempfile::tempdir().unwrap();
     let kiln = kiln.env("PATH", another_qemu(programs.path()));

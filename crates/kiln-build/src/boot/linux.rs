@@ -16,7 +16,7 @@ use kiln_qemu::machine::{Hardware, Machine, Network};
 use kiln_qemu::media::{CLOUD_INIT_LABEL, Contents, MediaWriter};
 use kiln_qemu::vm::Vm;
 
-use super::{accelerator, base_in_use, disk, power_on, report_notices};
+use super::{Places, accelerator, base_in_use, disk, power_on, report_notices};
 use crate::checkpoint::{Begin, Lineage, LineageKeys, LinuxKeys, UEFI_VARS};
 use crate::context::Run;
 use crate::error::BuildError;
@@ -203,24 +203,8 @@ async fn machine(
     disks: Vec<Overlay>,
     incoming: Option<PathBuf>,
 ) -> Result<Machine, BuildError> {
-    let places = Places {
-        name: format!("kiln-{}", run.request.run_id.short()),
-        serial_log: run.dir.serial_log(),
-        qemu_log: run.dir.qemu_log(),
-        runtime_dir: run.workspace.sockets().to_owned(),
-        disk_full_wait: run.settings.disk_full_wait,
-    };
-    let machine = of_plan(&run.plan, accelerator(run).await?, places);
+    let machine = of_plan(&run.plan, accelerator(run).await?, Places::of(run));
     Ok(Machine { firmware, disks, incoming, ..machine })
-}
-
-/// What is a machine's own, whatever plan it is of.
-pub(crate) struct Places {
-    pub name: String,
-    pub serial_log: PathBuf,
-    pub qemu_log: PathBuf,
-    pub runtime_dir: PathBuf,
-    pub disk_full_wait: Duration,
 }
 
 /// The machine of a plan, of the first generation, without disks and with an empty drive.

@@ -9,9 +9,9 @@
 //! and a lease keeps the image on the shelf as long as the run needs it.
 
 pub(crate) mod linux;
-mod windows;
+pub(crate) mod windows;
 
-use std::path::Path;
+use std::path::{Path, PathBuf};
 use std::sync::OnceLock;
 use std::time::{Duration, Instant};
 
@@ -135,6 +135,28 @@ fn disk(run: &Run, path: &Path) -> Result<Overlay, BuildError> {
     let grow_to = (run.plan.machine.disk_bytes > source.virtual_size).then_some(run.plan.machine.disk_bytes);
     Overlay::create(run.qemu.img(), &base, path, grow_to)
         .map_err(|source| BuildError::Disk { act: "create the run's disk", source })
+}
+
+/// What is a machine's own, whatever plan it is of.
+pub(crate) struct Places {
+    pub name: String,
+    pub serial_log: PathBuf,
+    pub qemu_log: PathBuf,
+    pub runtime_dir: PathBuf,
+    pub disk_full_wait: Duration,
+}
+
+impl Places {
+    /// Of the run's own machine.
+    fn of(run: &Run) -> Self {
+        Self {
+            name: format!("kiln-{}", run.request.run_id.short()),
+            serial_log: run.dir.serial_log(),
+            qemu_log: run.dir.qemu_log(),
+            runtime_dir: run.workspace.sockets().to_owned(),
+            disk_full_wait: run.settings.disk_full_wait,
+        }
+    }
 }
 
 /// Found out, and said, once in a run.

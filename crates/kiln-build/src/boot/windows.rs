@@ -32,15 +32,17 @@ use kiln_guest::winrm::{
 use kiln_host::digest::hex;
 use kiln_host::wait::Control;
 use kiln_model::catalog::{Credentials, Generation, Listener, Login};
+use kiln_model::plan::BuildPlan;
 use kiln_qemu::disk::Overlay;
 use kiln_qemu::firmware::{Firmware, Ovmf};
+use kiln_qemu::host::Accelerator;
 use kiln_qemu::machine::{Drivers, Hardware, Machine, Network, Tpm};
 use kiln_qemu::media::{ANSWERS_LABEL, Contents, INPUTS_LABEL, MediaWriter};
 use kiln_qemu::vm::Vm;
 use kiln_qemu::{offline, tpm};
 use zeroize::Zeroizing;
 
-use super::{accelerator, base_in_use, disk, disk_format, power_on, report_notices};
+use super::{Places, accelerator, base_in_use, disk, disk_format, power_on, report_notices};
 use crate::account::BuildAccount;
 use crate::checkpoint::{Begin, Earlier, Lineage, LineageKeys, TPM_STATE, UEFI_VARS, WindowsKeys};
 use crate::context::Run;
@@ -236,8 +238,8 @@ async fn enter(
     if keys.user != account.user {
         return Err(refused("its account has another name"));
     }
-    let transport = kept_transport(run, keys)?;
-    let addr = vm.forwarded(port(own_credentials(run)), &run.control).await?;
+    let transport = kept_transport(&run.plan, keys)?;
+    let addr = vm.forwarded(port(own_credentials(&run.plan)), &run.control).await?;
     let old = passwords.map_or(account.password(), |(old, _)| old.own);
     let login = login(run, account, addr, transport.clone(), old);
     let limits = WinrmLimits {
@@ -312,8 +314,8 @@ fn keys_of(guest: &WindowsGuest) -> WindowsKeys {
 }
 
 /// Whom to expect in a Windows that was kept: what the configuration says, else what was pinned then.
-fn kept_transport(run: &Run, keys: &WindowsKeys) -> Result<Transport, BuildError> {
-    let given = match own_credentials(run).map(Credentials::listener) {
+pub(crate) fn kept_transport(plan: &BuildPlan, keys: &WindowsKeys) -> Result<Transport, BuildError> {
+    let given = match own_credentials(plan).map(Credentials::listener) {
         Some(Listener::Http) => return Ok(Transport::Http),
         Some(Listener::Https { certificate }) => certificate.map(|digest| *digest.as_bytes()),
         None => None,
@@ -344,7 +346,7 @@ async fn connect(run: &Run, vm: &Vm, account: &BuildAccount) -> Result<WinrmGues
     let step = run.journal.step("connect", "wait for WinRM");
     run.log.say("Waiting for WinRM, up to timeout: 60m0s");
     let control = run.control.within(CONNECT_LIMIT);
-    let own = own_credentials(run);
+    let own = own_credentials(&run.plan);
     let addr = vm.forwarded(port(own), &run.control).await?;
     let transport = match own {
         Some(credentials) => own_transport(run, vm, credentials, addr, &control).await?,
@@ -377,15 +379,15 @@ async fn connect(run: &Run, vm: &Vm, account: &BuildAccount) -> Result<WinrmGues
 }
 
 /// What an installed Windows is reached by; `None` for one that reads an answer file.
-fn own_credentials(run: &Run) -> Option<&Credentials> {
-    match &run.plan.source.login {
+pub(crate) fn own_credentials(plan: &BuildPlan) -> Option<&Credentials> {
+    match &plan.source.login {
         Login::Credentials(credentials) => Some(credentials),
         Login::CloudInit | Login::AnswerFile => None,
     }
 }
 
 /// Of the guest's WinRM.
-fn port(own: Option<&Credentials>) -> u16 {
+pub(crate) fn port(own: Option<&Credentials>) -> u16 {
     own.map_or(bootstrap::WINRM_PORT, Credentials::port)
 }
 
@@ -545,7 +547,7 @@ fn parts(run: &Run, kept: Option<&Earlier>) -> Result<Parts, BuildError> {
 }
 
 /// Without what an earlier machine of this run left, and out of reach of its swtpm.
-fn fresh_folder(folder: &Path) -> Result<(), BuildError> {
+pub(crate) fn fresh_folder(folder: &Path) -> Result<(), BuildError> {
     use std::os::unix::fs::DirBuilderExt as _;
     match std::fs::remove_dir_all(folder) {
         Err(error) if error.kind() != std::io::ErrorKind::NotFound => {
@@ -558,7 +560,7 @@ fn fresh_folder(folder: &Path) -> Result<(), BuildError> {
 
 /// Copies a file of a kept machine's state. A Windows without it is another machine to itself: a disk that is sealed to
 /// a TPM does not open.
-fn put_back(kept: Option<PathBuf>, what: &str, to: &Path) -> Result<(), BuildError> {
+pub(crate) fn put_back(kept: Option<PathBuf>, what: &str, to: &Path) -> Result<(), BuildError> {
     let from = kept.ok_or_else(|| BuildError::Checkpoint { detail: format!("its {what} not kept") })?;
     // Read and written, not copied with its mode: nobody writes what is on the shelf.
     std::fs::read(&from).and_then(|bytes| std::fs::write(to, bytes)).map_err(BuildError::io("copy", from))
@@ -574,24 +576,36 @@ pub(super) async fn bare_machine(run: &Run) -> Result<Machine, BuildError> {
 /// Everything the machine is made of.
 async fn machine(run: &Run, parts: Parts) -> Result<Machine, BuildError> {
     let Parts { firmware, tpm, disks, medium, incoming } = parts;
-    Ok(Machine {
-        name: format!("kiln-{}", run.request.run_id.short()),
-        accelerator: accelerator(run).await?,
-        cpus: run.plan.machine.vcpus,
-        memory_mib: run.plan.machine.memory_mib,
-        firmware,
-        hardware: Hardware::Windows { drivers: drivers(run).await?, tpm },
-        disks,
-        medium,
-        network: Network::User { forward: vec![port(own_credentials(run))] },
+    let machine = of_plan(&run.plan, accelerator(run).await?, drivers(run).await?, tpm, Places::of(run));
+    Ok(Machine { firmware, disks, medium, incoming, ..machine })
+}
+
+/// The machine of a plan, of the first generation, without disks and with an empty drive.
+pub(crate) fn of_plan(
+    plan: &BuildPlan,
+    accelerator: Accelerator,
+    drivers: Drivers,
+    tpm: Option<Tpm>,
+    places: Places,
+) -> Machine {
+    Machine {
+        name: places.name,
+        accelerator,
+        cpus: plan.machine.vcpus,
+        memory_mib: plan.machine.memory_mib,
+        firmware: Firmware::Bios,
+        hardware: Hardware::Windows { drivers, tpm },
+        disks: Vec::new(),
+        medium: None,
+        network: Network::User { forward: vec![port(own_credentials(plan))] },
         smbios_serial: None,
-        serial_log: run.dir.serial_log(),
-        qemu_log: run.dir.qemu_log(),
-        runtime_dir: run.workspace.sockets().to_owned(),
+        serial_log: places.serial_log,
+        qemu_log: places.qemu_log,
+        runtime_dir: places.runtime_dir,
         kernel: None,
-        incoming,
-        disk_full_wait: run.settings.disk_full_wait,
-    })
+        incoming: None,
+        disk_full_wait: places.disk_full_wait,
+    }
 }
 
 /// Found out, and said, once in a run.

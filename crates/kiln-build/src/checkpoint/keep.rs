@@ -146,7 +146,7 @@ impl Keeping {
         link_number: usize,
     ) -> Result<Duration, Trouble> {
         let not_kept = |error: BuildError| Trouble::NotKept(error.sentence());
-        let rested = guest.put_to_rest(run).await?;
+        let rested = guest.put_to_rest(run, &run.control).await?;
         // A cancel is the run's end, whoever noticed it first.
         run.control.check().map_err(BuildError::from)?;
         let rested = rested.map_err(not_kept)?;
@@ -243,7 +243,7 @@ impl Keeping {
 }
 
 /// What the machine's state has beside disks and memory: names on the shelf, and where the files are.
-fn state_files(vm: &Vm) -> Vec<(&'static str, PathBuf)> {
+pub(crate) fn state_files(vm: &Vm) -> Vec<(&'static str, PathBuf)> {
     let mut files = Vec::new();
     if let Firmware::Uefi { vars, .. } = vm.firmware() {
         files.push((UEFI_VARS, vars.clone()));

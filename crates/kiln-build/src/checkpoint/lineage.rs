@@ -31,6 +31,7 @@ pub(crate) struct Lineage {
     begin: Begin,
     /// None: it keeps nothing, or nothing more.
     pub(super) keeping: Option<Keeping>,
+    keys: Option<LineageKeys>,
     /// Where the machine's uppermost layer was when the keeping ended.
     pub(super) last_layer: Option<PathBuf>,
 }
@@ -112,7 +113,7 @@ pub(crate) struct Keeping {
 impl Lineage {
     /// A run that neither reuses nor keeps anything.
     pub fn none() -> Self {
-        Self { begin: Begin::Base, keeping: None, last_layer: None }
+        Self { begin: Begin::Base, keeping: None, keys: None, last_layer: None }
     }
 
     /// Chooses where the run begins; says what is reused and what is not.
@@ -142,7 +143,7 @@ impl Lineage {
             true => Some(Keeping::new(run, wishes, chain, machine, &begin, making)?),
             false => None,
         };
-        Ok(Self { begin, keeping, last_layer: None })
+        Ok(Self { begin, keeping, keys: None, last_layer: None })
     }
 
     pub fn begins_with(&self) -> &Begin {
@@ -214,8 +215,14 @@ impl Lineage {
     /// By what the guest is got into from now on.
     pub fn logged_in_by(&mut self, keys: LineageKeys) {
         if let Some(keeping) = &mut self.keeping {
-            keeping.keys = Some(keys);
+            keeping.keys = Some(keys.clone());
         }
+        self.keys = Some(keys);
+    }
+
+    /// By what the guest is got into now.
+    pub fn keys(&self) -> Option<&LineageKeys> {
+        self.keys.as_ref()
     }
 }
 

@@ -34,7 +34,7 @@ use kiln_model::plan::BuildPlan;
 use kiln_model::policy::CachePolicy;
 
 pub use choose::{Asked, Choice, Start, age, choose};
-pub(crate) use keep::{TPM_STATE, UEFI_VARS};
+pub(crate) use keep::{TPM_STATE, UEFI_VARS, state_files};
 pub(crate) use keys::{LineageKeys, LinuxKeys, WindowsKeys};
 pub(crate) use lineage::{Begin, Earlier, Lineage};
 

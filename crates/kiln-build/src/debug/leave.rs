@@ -4,13 +4,13 @@ use std::time::Duration;
 
 use kiln_host::wait::Control;
 use kiln_qemu::disk::Overlay;
-use kiln_qemu::firmware::Firmware;
 use kiln_qemu::vm::FreezeTo;
 
 use super::{LeftMachine, MACHINE_FORMAT, Places};
+use crate::checkpoint::{LineageKeys, state_files};
 use crate::context::Run;
 use crate::error::{BuildError, sentence};
-use crate::guest::{ConnectedGuest, LinuxGuest};
+use crate::guest::ConnectedGuest;
 use crate::journal::now;
 
 /// The run may be out of time already; this is what leaving may take beside the memory file.
@@ -34,22 +34,15 @@ fn is_wanted(run: &Run, error: &BuildError) -> bool {
     asked && !run.control.is_canceled() && !matches!(error, BuildError::Vm(_))
 }
 
-/// Leaves the machine, where that is wanted. The run's own failure is the one that counts.
-pub(crate) async fn leave(run: &Run, stuck: Stuck) -> BuildError {
-    let Stuck { guest, error } = stuck;
-    if !is_wanted(run, &error) {
-        return error;
-    }
-    let ConnectedGuest::Linux(mut guest) = *guest else {
-        run.journal
-            .info("only the disk is kept: machines are left for a look where they run Linux, up to now");
-        return error;
-    };
+/// Leaves the machine, where that is wanted; `keys` let somebody in. The run's own failure is the one that counts.
+pub(crate) async fn leave(run: &Run, stuck: Stuck, keys: Option<&LineageKeys>) -> BuildError {
+    let Stuck { mut guest, error } = stuck;
+    let (true, Some(keys)) = (is_wanted(run, &error), keys) else { return error };
     let places = Places::of(&run.dir);
     // Not a step: the one that failed is where the run ends.
     run.journal.info("the machine is left as it is, for a look at it");
-    let left = freeze(run, &mut guest, &error).await;
-    guest.vm.kill().await;
+    let left = freeze(run, &mut guest, keys, &error).await;
+    guest.kill().await;
     match left {
         Ok(()) => {
             let _ = std::fs::remove_file(places.rest());
@@ -62,38 +55,38 @@ pub(crate) async fn leave(run: &Run, stuck: Stuck) -> BuildError {
     error
 }
 
-async fn freeze(run: &Run, guest: &mut LinuxGuest, cause: &BuildError) -> Result<(), BuildError> {
+async fn freeze(
+    run: &Run,
+    guest: &mut ConnectedGuest,
+    keys: &LineageKeys,
+    cause: &BuildError,
+) -> Result<(), BuildError> {
     // Not the run's own, which may have passed.
     let control = Control::ending_in(LEAVE_LIMIT);
     let room = (run.plan.machine.memory_mib << 20) + LEAST_ROOM;
     kiln_host::space::ensure_room(run.workspace.folder(), room)?;
-    let resting = guest.guest.put_to_rest(&control);
-    if let Err(error) = guest.vm.guard(&control.within(REST_LIMIT), resting).await {
+    match guest.put_to_rest(run, &control.within(REST_LIMIT)).await {
+        Ok(Ok(_)) => {}
+        Ok(Err(_)) => run.journal.info("the guest does not come to rest, and is kept as it is"),
         // Only a machine that is gone ends it here.
-        if error.interrupted().is_none() {
-            return Err(error.into());
-        }
-        run.journal.info("the guest does not come to rest, and is kept as it is");
+        Err(error) if error.interrupted().is_none() => return Err(error),
+        Err(_) => run.journal.info("the guest does not come to rest, and is kept as it is"),
     }
     let places = Places::of(&run.dir);
     std::fs::create_dir(&places.folder).map_err(BuildError::io("create", &places.folder))?;
-    let present = guest.vm.os_disk().map(|disk| (disk.path().to_owned(), disk.virtual_size()));
+    let present = guest.vm().os_disk().map(|disk| (disk.path().to_owned(), disk.virtual_size()));
     let (disk, disk_bytes) = present.ok_or(BuildError::Checkpoint { detail: "it has no disk".to_owned() })?;
     let rest = Overlay::above(run.qemu.img(), &disk, disk_bytes, places.rest())
         .map_err(|source| BuildError::Disk { act: "create a layer", source })?;
-    let mut copies = Vec::new();
-    if let Firmware::Uefi { vars, .. } = guest.vm.firmware() {
-        copies.push((vars.clone(), places.uefi_vars()));
-    }
+    let state = state_files(guest.vm()).into_iter().map(|(name, from)| (from, places.state(name)));
+    let copies = state.collect();
     let memory = places.memory();
-    guest.vm.eject_medium(&control).await?;
+    guest.vm().eject_medium(&control).await?;
     let to = FreezeTo { layers: vec![rest], memory: Some(&memory), copies };
-    let frozen = guest.vm.freeze(to, &control).await?;
+    let frozen = guest.vm_mut().freeze(to, &control).await?;
     if let Some(why) = &frozen.no_memory {
         run.journal.info(format!("only its disk is left: {}", sentence(why)));
     }
-    let login = guest.guest.login();
-    let key = login.key.private_openssh().map_err(BuildError::Keys)?;
     let left = LeftMachine {
         format: MACHINE_FORMAT,
         cause: cause.sentence(),
@@ -101,11 +94,12 @@ async fn freeze(run: &Run, guest: &mut LinuxGuest, cause: &BuildError) -> Result
         disk,
         disk_bytes,
         memory: frozen.no_memory.is_none(),
-        user: login.user.clone(),
-        login_key: key.expose().to_owned(),
-        host_key: login.host_key.to_string(),
+        drivers: run.drivers.get().copied().map(Into::into),
     };
+    let keys = keys.to_bytes().map_err(BuildError::Keys)?;
     // Whoever finds the record finds all the rest.
-    kiln_host::publish::write_file(places.record(), &left.to_bytes(), 0o600)
-        .map_err(BuildError::io("write", places.record()))
+    for (path, bytes) in [(places.keys(), &keys[..]), (places.record(), &left.to_bytes()[..])] {
+        kiln_host::publish::write_file(&path, bytes, 0o600).map_err(BuildError::io("write", path))?;
+    }
+    Ok(())
 }

@@ -1,9 +1,9 @@
 //! A look at a machine whose customizer failed: it is left as it was, and opened as often as somebody wants.
 //!
 //! ```text
-//!   customizer fails ─► leave   rest, freeze: RUN_DIR/work/machine/{machine.json, memory, …}, layers as they lie
+//!   customizer fails ─► leave   rest, freeze: RUN_DIR/work/machine/{machine.json, keys.json, memory, …}, layers as they lie
 //!                                          │                                                ╲ never written again
-//!   kiln debug RUN ──► Session::open   a layer of its own, the memory read ─► SSH, console, screen
+//!   kiln debug RUN ──► Session::open   a layer of its own, the memory read ─► SSH or WinRM, console, screen
 //!                                          └─► RUN_DIR/debug-<pid>/, gone with the session
 //! ```
 //! INVARIANT: what was left is only read: each session has a layer, keys' copies and sockets of its own.
@@ -15,21 +15,21 @@ mod session;
 
 use std::path::PathBuf;
 
-use kiln_guest::Login;
-use kiln_guest::keys::{KeyPair, PublicKey};
+use kiln_qemu::machine::Drivers;
 use serde::{Deserialize, Serialize};
-use zeroize::{Zeroize as _, Zeroizing};
 
+pub use kiln_guest::Stream;
 pub(crate) use leave::{Stuck, leave};
-pub use session::{OpenError, Session};
+pub use session::{OpenError, Session, system_of};
 
+use crate::checkpoint::UEFI_VARS;
 use crate::run_dir::RunDir;
 
 /// The newest format of `machine.json` this build reads and the one it writes.
 pub const MACHINE_FORMAT: u32 = 1;
 
-/// `machine.json`: a machine that was left, and how to log in to it. Holds a private key: mode 0600, no `Debug`.
-#[derive(Serialize, Deserialize)]
+/// `machine.json`: a machine that was left. How to get in lies beside it, in a file of its own.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(rename_all = "camelCase", deny_unknown_fields)]
 struct LeftMachine {
     format: u32,
@@ -43,31 +43,39 @@ struct LeftMachine {
     disk_bytes: u64,
     /// Whether its memory was kept, too.
     memory: bool,
-    user: String,
-    /// In OpenSSH's form.
-    login_key: String,
-    host_key: String,
+    /// Of a Windows.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    drivers: Option<WrittenDrivers>,
 }
 
-impl Drop for LeftMachine {
-    fn drop(&mut self) {
-        self.login_key.zeroize();
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "camelCase")]
+enum WrittenDrivers {
+    Inbox,
+    Virtio,
+}
+
+impl From<Drivers> for WrittenDrivers {
+    fn from(drivers: Drivers) -> Self {
+        match drivers {
+            Drivers::Inbox => Self::Inbox,
+            Drivers::Virtio => Self::Virtio,
+        }
+    }
+}
+
+impl From<WrittenDrivers> for Drivers {
+    fn from(drivers: WrittenDrivers) -> Self {
+        match drivers {
+            WrittenDrivers::Inbox => Self::Inbox,
+            WrittenDrivers::Virtio => Self::Virtio,
+        }
     }
 }
 
 impl LeftMachine {
-    /// By whom and as whom somebody is logged in.
-    fn login(&self, addr: std::net::SocketAddr) -> Result<Login, kiln_guest::keys::KeyError> {
-        Ok(Login {
-            user: self.user.clone(),
-            key: KeyPair::from_private_openssh(&self.login_key)?,
-            host_key: PublicKey::from_openssh(&self.host_key)?,
-            addr,
-        })
-    }
-
-    fn to_bytes(&self) -> Zeroizing<Vec<u8>> {
-        Zeroizing::new(serde_json::to_vec_pretty(self).unwrap_or_default())
+    fn to_bytes(&self) -> Vec<u8> {
+        serde_json::to_vec_pretty(self).unwrap_or_default()
     }
 }
 
@@ -86,8 +94,16 @@ impl Places {
     fn memory(&self) -> PathBuf {
         self.folder.join("memory")
     }
+    /// A private file: who opens it may log in.
+    fn keys(&self) -> PathBuf {
+        self.folder.join("keys.json")
+    }
+    /// What belongs to its state beside disk and memory, by the names that checkpoints have for it.
+    fn state(&self, name: &str) -> PathBuf {
+        self.folder.join(name)
+    }
     fn uefi_vars(&self) -> PathBuf {
-        self.folder.join("uefi-vars.fd")
+        self.state(UEFI_VARS)
     }
     /// With what the machine goes on for the moment until it is ended.
     fn rest(&self) -> PathBuf {
@@ -114,11 +130,9 @@ mod tests {
             disk: "/runs/r/work/os.qcow2".into(),
             disk_bytes: 1 << 30,
             memory: true,
-            user: "packer".to_owned(),
-            login_key: "secret".to_owned(),
-            host_key: "ssh-ed25519 AAAA".to_owned(),
+            drivers: Some(WrittenDrivers::Inbox),
         };
-        let text = String::from_utf8(left.to_bytes().to_vec()).unwrap();
+        let text = String::from_utf8(left.to_bytes()).unwrap();
         expect![[r#"
             {
               "format": 1,
@@ -127,13 +141,9 @@ mod tests {
               "disk": "/runs/r/work/os.qcow2",
               "diskBytes": 1073741824,
               "memory": true,
-              "user": "packer",
-              "loginKey": "secret",
-              "hostKey": "ssh-ed25519 AAAA"
+              "drivers": "inbox"
             }"#]]
         .assert_eq(&text);
-        let again: LeftMachine = serde_json::from_str(&text).unwrap();
-        assert_eq!(again.disk, left.disk);
-        assert!(again.login("127.0.0.1:22".parse().unwrap()).is_err(), "it is no key");
+        assert_eq!(serde_json::from_str::<LeftMachine>(&text).unwrap(), left);
     }
 }

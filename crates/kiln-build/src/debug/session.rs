@@ -4,23 +4,30 @@ use std::net::SocketAddr;
 use std::path::{Path, PathBuf};
 use std::time::{Duration, SystemTime};
 
-use kiln_guest::{Guest, Limits};
+use kiln_guest::os::windows::renew::{self, Renewed};
+use kiln_guest::winrm::{CommandLine, Password, WinrmGuest, WinrmLimits, WinrmLogin};
+use kiln_guest::{Guest, Limits, Login, Stream};
 use kiln_host::lock::FileLock;
 use kiln_host::wait::Control;
 use kiln_library::{ImageLease, Library};
-use kiln_model::catalog::Generation;
+use kiln_model::catalog::{Generation, Os};
 use kiln_model::plan::BuildPlan;
 use kiln_qemu::disk::Overlay;
 use kiln_qemu::firmware::{Firmware, Ovmf};
 use kiln_qemu::host::Qemu;
-use kiln_qemu::machine::Machine;
+use kiln_qemu::machine::{Machine, Tpm};
+use kiln_qemu::tpm;
 use kiln_qemu::vm::Vm;
+use zeroize::Zeroizing;
 
 use super::{LeftMachine, MACHINE_FORMAT, Places};
-use crate::boot::linux;
+use crate::account::BuildAccount;
+use crate::boot::{self, linux, windows};
+use crate::checkpoint::{LineageKeys, LinuxKeys, TPM_STATE};
 use crate::context::WorkerSettings;
 use crate::error::{BuildError, ReachError};
 use crate::run_dir::{RunDir, RunDirError, RunRequest};
+use crate::seed;
 use crate::share::{OVERHEAD_MIB, Share, Shares};
 use crate::workspace;
 
@@ -29,7 +36,7 @@ const FOLDER: &str = "debug-";
 /// A machine that goes on answers soon, or something is wrong with it.
 const GO_ON_LIMIT: Duration = Duration::from_secs(60);
 /// One that boots takes as long as it took the run.
-const BOOT_LIMIT: Duration = Duration::from_secs(20 * 60);
+const BOOT_LIMIT: Duration = Duration::from_secs(60 * 60);
 
 /// Why a machine cannot be opened.
 #[derive(Debug, thiserror::Error)]
@@ -56,7 +63,7 @@ pub enum OpenError {
 #[derive(Debug)]
 pub struct Session {
     vm: Vm,
-    guest: Guest,
+    inside: Inside,
     cause: String,
     left_at: String,
     /// Why the machine's memory did not go on, where it did not.
@@ -67,6 +74,26 @@ pub struct Session {
     _lease: ImageLease,
     /// The run stays, whatever is cleaned up, and nobody else opens its machine meanwhile.
     _lock: FileLock,
+}
+
+/// The way into the guest.
+enum Inside {
+    Linux(Guest),
+    Windows(WinrmGuest),
+}
+
+impl std::fmt::Debug for Inside {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        f.write_str(match self {
+            Self::Linux(_) => "Linux",
+            Self::Windows(_) => "Windows",
+        })
+    }
+}
+
+/// What is inside the machine that a run left.
+pub fn system_of(dir: &RunDir) -> Result<Os, OpenError> {
+    Ok(read_plan(dir)?.source.os)
 }
 
 impl Session {
@@ -83,9 +110,9 @@ impl Session {
         let locked = FileLock::try_exclusive(dir.lock()).map_err(BuildError::io("lock", dir.lock()))?;
         let lock = locked.ok_or_else(|| OpenError::InUse(dir.path().to_owned()))?;
         let request = dir.read_request()?;
-        let text = std::fs::read_to_string(dir.plan()).map_err(BuildError::io("read", dir.plan()))?;
-        let plan = BuildPlan::from_json(&text).map_err(OpenError::Plan)?;
+        let plan = read_plan(dir)?;
         let left = read_record(&Places::of(dir).record())?;
+        let keys = read_keys(&Places::of(dir).keys())?;
         let lease = Library::open(&request.library)
             .and_then(|library| library.use_image(&plan.source))
             .map_err(BuildError::from)?;
@@ -95,7 +122,7 @@ impl Session {
         let taken = shares.take(request.run_id.as_str(), need, waits, control).await;
         let share = taken.map_err(BuildError::Memory)?;
         let folder = Folder::create(dir, &request, settings)?;
-        let opening = Opening { dir, plan: &plan, left: &left, settings, folder: &folder };
+        let opening = Opening { dir, plan: &plan, left: &left, keys: &keys, settings, folder: &folder };
 
         let mut booted = None;
         let mut opened = None;
@@ -109,7 +136,7 @@ impl Session {
                 }
             }
         }
-        let (vm, guest) = match opened {
+        let (vm, inside) = match opened {
             Some(opened) => opened,
             None => {
                 say("booting the machine's disk");
@@ -120,7 +147,7 @@ impl Session {
         let serial_log = folder.path.join("serial.log");
         Ok(Self {
             vm,
-            guest,
+            inside,
             cause,
             left_at,
             booted,
@@ -147,13 +174,28 @@ impl Session {
         self.booted.as_deref()
     }
 
-    pub fn guest(&self) -> &Guest {
-        &self.guest
+    /// Runs a command of cmd.exe over WinRM to its end, and hands over both outputs as they come. Returns its exit code;
+    /// `None` for a Linux, which [`Session::ssh_arguments`] is for.
+    pub async fn command(
+        &self,
+        line: &str,
+        on_output: impl FnMut(Stream, &[u8]) + Send,
+        control: &Control,
+    ) -> Result<Option<u32>, BuildError> {
+        let Inside::Windows(guest) = &self.inside else { return Ok(None) };
+        let line = CommandLine::cmd("the command", line);
+        let ended = self.vm.guard(control, guest.run(&line, None, on_output, control)).await?;
+        match ended {
+            Ok(end) => Ok(Some(end.code)),
+            Err(error) => Err(BuildError::Guest { act: "run the command", source: error.into() }),
+        }
     }
 
-    /// What OpenSSH's client is told to get in: a key and the one host it expects, in files of this session.
-    pub fn ssh_arguments(&self) -> Result<Vec<String>, BuildError> {
-        let login = self.guest.login();
+    /// What OpenSSH's client is told to get in: a key and the one host it expects, in files of this session. `None` for a
+    /// Windows.
+    pub fn ssh_arguments(&self) -> Result<Option<Vec<String>>, BuildError> {
+        let Inside::Linux(guest) = &self.inside else { return Ok(None) };
+        let login = guest.login();
         let key = self.folder.path.join("key");
         let private = login.key.private_openssh().map_err(BuildError::Keys)?;
         let known = self.folder.path.join("known_hosts");
@@ -176,7 +218,7 @@ impl Session {
         }
         words.extend(["-p".to_owned(), login.addr.port().to_string()]);
         words.push(format!("{}@{}", login.user, login.addr.ip()));
-        Ok(words)
+        Ok(Some(words))
     }
 
     /// Makes the guest's serial console a socket, and tells where. All it says from now on is in [`Session::serial_log`],
@@ -212,7 +254,10 @@ impl Session {
 
     /// Ends the machine; what was done in it is gone.
     pub async fn close(self) {
-        self.guest.close().await;
+        match self.inside {
+            Inside::Linux(guest) => guest.close().await,
+            Inside::Windows(guest) => guest.close().await,
+        }
         self.vm.kill().await;
     }
 }
@@ -222,33 +267,38 @@ struct Opening<'a> {
     dir: &'a RunDir,
     plan: &'a BuildPlan,
     left: &'a LeftMachine,
+    keys: &'a LineageKeys,
     settings: &'a WorkerSettings,
     folder: &'a Folder,
 }
 
 impl Opening<'_> {
-    async fn go_on(&self, control: &Control) -> Result<(Vm, Guest), BuildError> {
+    async fn go_on(&self, control: &Control) -> Result<(Vm, Inside), BuildError> {
         let (qemu, machine) = self.machine(control).await?;
         let machine = Machine { incoming: Some(Places::of(self.dir).memory()), ..machine };
         let vm = Vm::start(&qemu, machine, control).await?;
-        vm.insert_medium(&self.medium(), control).await?;
-        let limits = Limits { first_banner: Limits::default().banner, ..Limits::default() };
-        let guest = self.log_in(&vm, limits, GO_ON_LIMIT, control).await?;
-        self.set_clock(&vm, &guest, control).await?;
-        Ok((vm, guest))
+        if let Some(medium) = self.medium() {
+            vm.insert_medium(&medium, control).await?;
+        }
+        let inside = self.log_in(&vm, true, GO_ON_LIMIT, control).await?;
+        self.set_clock(&vm, &inside, control).await?;
+        Ok((vm, inside))
     }
 
-    async fn boot(&self, control: &Control) -> Result<(Vm, Guest), BuildError> {
+    async fn boot(&self, control: &Control) -> Result<(Vm, Inside), BuildError> {
         let (qemu, machine) = self.machine(control).await?;
-        let machine = Machine { medium: Some(self.medium()), ..machine };
-        let vm = Vm::start(&qemu, machine, control).await?;
-        let guest = self.log_in(&vm, Limits::default(), BOOT_LIMIT, control).await?;
-        Ok((vm, guest))
+        let vm = Vm::start(&qemu, Machine { medium: self.medium(), ..machine }, control).await?;
+        let inside = self.log_in(&vm, false, BOOT_LIMIT, control).await?;
+        Ok((vm, inside))
     }
 
     /// The run's own medium: what cloud-init was told, which it must find again, and the run's inputs.
-    fn medium(&self) -> PathBuf {
-        self.dir.work().join("seed.iso")
+    fn medium(&self) -> Option<PathBuf> {
+        let name = match self.keys {
+            LineageKeys::Linux(_) => "seed.iso",
+            LineageKeys::Windows(_) => "inputs.iso",
+        };
+        Some(self.dir.work().join(name)).filter(|medium| medium.is_file())
     }
 
     /// The run's machine on a layer of this session, with nothing to go on from.
@@ -259,57 +309,115 @@ impl Opening<'_> {
         let layer = self.folder.path.join("disk0.qcow2");
         let disk = Overlay::above(qemu.img(), &self.left.disk, self.left.disk_bytes, layer)
             .map_err(|source| BuildError::Disk { act: "create the session's disk", source })?;
-        let firmware = match self.plan.source.generation {
-            Generation::V1 => Firmware::Bios,
-            Generation::V2 => {
-                let own = self.folder.path.join("uefi-vars.fd");
-                let firmware = Ovmf::find()?.for_machine(own.clone())?;
-                let kept = Places::of(self.dir).uefi_vars();
-                std::fs::copy(&kept, own).map_err(BuildError::io("copy", kept))?;
-                firmware
-            }
-        };
-        let places = linux::Places {
+        let places = boot::Places {
             name: "kiln-debug".to_owned(),
             serial_log: self.folder.path.join("serial.log"),
             qemu_log: self.folder.path.join("qemu.log"),
             runtime_dir: self.folder.sockets.clone(),
             disk_full_wait: self.settings.disk_full_wait,
         };
-        let machine = linux::of_plan(self.plan, accelerator, places);
+        let windows = matches!(self.keys, LineageKeys::Windows(_));
+        let (kept, own_vars) = (Places::of(self.dir), self.folder.path.join("uefi-vars.fd"));
+        let firmware = match (self.plan.source.generation, windows) {
+            (Generation::V1, _) => Firmware::Bios,
+            (Generation::V2, false) => Ovmf::find()?.for_machine(&own_vars)?,
+            (Generation::V2, true) => Ovmf::find_secure()?.for_machine(&own_vars)?,
+        };
+        let mut tpm = None;
+        if let Firmware::Uefi { .. } = &firmware {
+            windows::put_back(Some(kept.uefi_vars()), "UEFI variables were", &own_vars)?;
+            if windows {
+                let program = tpm::find(&self.settings.search_path)?;
+                let state = self.folder.path.join("tpm");
+                windows::fresh_folder(&state)?;
+                let from = Some(kept.state(TPM_STATE));
+                windows::put_back(from, "TPM's state was", &state.join(TPM_STATE))?;
+                tpm = Some(Tpm { program, state, log: self.folder.path.join("tpm.log") });
+            }
+        }
+        let machine = match self.keys {
+            LineageKeys::Linux(_) => linux::of_plan(self.plan, accelerator, places),
+            LineageKeys::Windows(_) => {
+                let drivers = self.left.drivers.ok_or_else(|| BuildError::Checkpoint {
+                    detail: "the record does not tell the drivers of its Windows".to_owned(),
+                })?;
+                windows::of_plan(self.plan, accelerator, drivers.into(), tpm, places)
+            }
+        };
         Ok((qemu, Machine { firmware, disks: vec![disk], ..machine }))
     }
 
+    /// `there` for a guest that is up already: nothing sent to it is lost.
     async fn log_in(
         &self,
         vm: &Vm,
-        limits: Limits,
+        there: bool,
         within: Duration,
         control: &Control,
-    ) -> Result<Guest, BuildError> {
-        let addr = vm.forwarded(linux::SSH_PORT, control).await?;
-        let login = self.left.login(addr).map_err(BuildError::Keys)?;
+    ) -> Result<Inside, BuildError> {
         let within = control.within(within);
-        let connect = Guest::connect_with(login, limits, |_attempt| {}, &within);
-        vm.guard(control, connect).await?.map_err(|error| BuildError::Connect(ReachError::Ssh(error)))
+        match self.keys {
+            LineageKeys::Linux(keys) => {
+                let addr = vm.forwarded(linux::SSH_PORT, control).await?;
+                let mut limits = Limits::default();
+                if there {
+                    limits.first_banner = limits.banner;
+                }
+                let connect = Guest::connect_with(login(keys, addr), limits, |_attempt| {}, &within);
+                let guest = vm.guard(control, connect).await?;
+                guest.map(Inside::Linux).map_err(|error| BuildError::Connect(ReachError::Ssh(error)))
+            }
+            LineageKeys::Windows(keys) => {
+                let own = windows::own_credentials(self.plan);
+                let addr = vm.forwarded(windows::port(own), control).await?;
+                let password = match (keys.made(), own) {
+                    (Some(made), _) => Password::new(made.own),
+                    (None, Some(own)) => Password::new(BuildAccount::of_image(own)?.password()),
+                    (None, None) => {
+                        return Err(BuildError::Checkpoint { detail: "no password was kept".to_owned() });
+                    }
+                };
+                let transport = windows::kept_transport(self.plan, keys)?;
+                let login = WinrmLogin { addr, transport, user: keys.user.clone(), password, recorder: None };
+                let connect = WinrmGuest::connect_with(login, WinrmLimits::default(), |_attempt| {}, &within);
+                let guest = vm.guard(control, connect).await?;
+                guest.map(Inside::Windows).map_err(|error| BuildError::Connect(ReachError::Winrm(error)))
+            }
+        }
     }
 
-    /// Whoever looks at logs wants to know when it is. Keys and randomness stay: nothing comes of this machine.
-    async fn set_clock(&self, vm: &Vm, guest: &Guest, control: &Control) -> Result<(), BuildError> {
-        let now = SystemTime::now().duration_since(SystemTime::UNIX_EPOCH).unwrap_or_default().as_secs();
-        let root = if self.left.user == "root" { "" } else { "sudo -n " };
-        let command = format!("{root}date -u -s @{now}");
-        let output = vm.guard(control, guest.exec(&command, b"", control)).await?;
-        match output {
-            Ok(output) if output.success() => {}
-            // A customizer may have broken just that.
-            Ok(output) => tracing::warn!(said = %output.excerpt(), "the guest's clock was not set"),
-            Err(error) => {
-                return Err(BuildError::Guest { act: "set the clock", source: ReachError::Ssh(error) });
+    /// Whoever looks at logs wants to know when it is. Keys, passwords and randomness stay: nothing comes of this machine.
+    async fn set_clock(&self, vm: &Vm, inside: &Inside, control: &Control) -> Result<(), BuildError> {
+        const ACT: &str = "set the clock";
+        let now = SystemTime::now();
+        let failed = |source: ReachError| BuildError::Guest { act: ACT, source };
+        // A customizer may have broken just that.
+        let not_set = match inside {
+            Inside::Linux(guest) => {
+                let seconds = now.duration_since(SystemTime::UNIX_EPOCH).unwrap_or_default().as_secs();
+                let root = if guest.login().user == "root" { "" } else { "sudo -n " };
+                let command = format!("{root}date -u -s @{seconds}");
+                let said = vm.guard(control, guest.exec(&command, b"", control)).await?;
+                let said = said.map_err(|error| failed(error.into()))?;
+                (!said.success()).then(|| said.excerpt())
             }
+            Inside::Windows(guest) => {
+                let text = renew::renew(now, None);
+                let said = vm.guard(control, guest.ask_powershell(ACT, &text, control)).await?;
+                let said = said.map_err(|error| failed(error.into()))?;
+                let done = Renewed::parse(&said.text()).is_some_and(|renewed| renewed.done);
+                (!done).then(|| said.excerpt())
+            }
+        };
+        if let Some(said) = not_set {
+            tracing::warn!(%said, "the guest's clock was not set");
         }
         Ok(())
     }
+}
+
+fn login(keys: &LinuxKeys, addr: SocketAddr) -> Login {
+    Login { user: seed::BUILD_USER.to_owned(), key: keys.login.clone(), host_key: keys.host.public(), addr }
 }
 
 /// A session's own files.
@@ -360,8 +468,7 @@ fn read_record(path: &Path) -> Result<LeftMachine, OpenError> {
         format: u32,
     }
     let damaged = |detail: String| OpenError::Record { path: path.to_owned(), detail };
-    let bytes = std::fs::read(path).map(zeroize::Zeroizing::new).map_err(BuildError::io("read", path))?;
-    // serde's own words would repeat what is in it.
+    let bytes = std::fs::read(path).map_err(BuildError::io("read", path))?;
     let head: Head =
         serde_json::from_slice(&bytes).map_err(|_| damaged("it has no format number".to_owned()))?;
     if head.format > MACHINE_FORMAT {
@@ -370,5 +477,15 @@ fn read_record(path: &Path) -> Result<LeftMachine, OpenError> {
             head.format
         )));
     }
-    serde_json::from_slice(&bytes).map_err(|_| damaged("it is not what this program writes".to_owned()))
+    serde_json::from_slice(&bytes).map_err(|error| damaged(error.to_string()))
+}
+
+fn read_plan(dir: &RunDir) -> Result<BuildPlan, OpenError> {
+    let text = std::fs::read_to_string(dir.plan()).map_err(BuildError::io("read", dir.plan()))?;
+    BuildPlan::from_json(&text).map_err(OpenError::Plan)
+}
+
+fn read_keys(path: &Path) -> Result<LineageKeys, OpenError> {
+    let bytes = std::fs::read(path).map(Zeroizing::new).map_err(BuildError::io("read", path))?;
+    LineageKeys::from_bytes(&bytes).map_err(|detail| OpenError::Record { path: path.to_owned(), detail })
 }
