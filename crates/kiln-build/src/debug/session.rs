@@ -33,8 +33,8 @@ use crate::workspace;
 
 /// The folder of a session begins with this, in the run's directory.
 const FOLDER: &str = "debug-";
-/// A machine that goes on answers soon, or something is wrong with it.
-const GO_ON_LIMIT: Duration = Duration::from_secs(60);
+/// A machine that goes on answers soon, or something is wrong with it; PowerShell takes its time to start.
+const GO_ON_LIMIT: Duration = Duration::from_secs(5 * 60);
 /// One that boots takes as long as it took the run.
 const BOOT_LIMIT: Duration = Duration::from_secs(60 * 60);
 
@@ -280,9 +280,20 @@ impl Opening<'_> {
         if let Some(medium) = self.medium() {
             vm.insert_medium(&medium, control).await?;
         }
-        let inside = self.log_in(&vm, true, GO_ON_LIMIT, control).await?;
-        self.set_clock(&vm, &inside, control).await?;
-        Ok((vm, inside))
+        match self.enter(&vm, control).await {
+            Ok(inside) => Ok((vm, inside)),
+            Err(error) => {
+                // Its layer and its sockets are wanted for the next try.
+                vm.kill().await;
+                Err(error)
+            }
+        }
+    }
+
+    async fn enter(&self, vm: &Vm, control: &Control) -> Result<Inside, BuildError> {
+        let inside = self.log_in(vm, true, GO_ON_LIMIT, control).await?;
+        self.set_clock(vm, &inside, control).await?;
+        Ok(inside)
     }
 
     async fn boot(&self, control: &Control) -> Result<(Vm, Inside), BuildError> {
