@@ -97,12 +97,11 @@ async fn boot(
     };
     // A name of its own: a disk that was kept is a new machine to cloud-init, which puts these keys in place.
     let keys = LinuxKeys::generate(run.request.run_id.as_str()).map_err(BuildError::Keys)?;
-    let machine = machine(run, firmware(run)?, vec![overlay], None).await?;
+    // Before the machine runs: a fast one looks for its seed sooner than a large medium is written.
+    let seed = write_medium(run, inputs, on_medium, &keys).await?;
+    let machine = Machine { medium: Some(seed), ..machine(run, firmware(run)?, vec![overlay], None).await? };
     step.succeed("");
-    // Firmware and boot loader leave the drive alone: they are busy while the medium is written.
-    let (vm, seed) = tokio::join!(power_on(run, machine), write_medium(run, inputs, on_medium, &keys));
-    let (vm, seed) = (vm?, seed?);
-    vm.insert_medium(&seed, &run.control).await?;
+    let vm = power_on(run, machine).await?;
 
     let step = run.journal.step("connect", "wait for SSH");
     run.log.say("Waiting for SSH to become available...");
