@@ -427,6 +427,7 @@ mod tests {
         until_entered(&shares, 2).await;
         let small = start(1);
         until_entered(&shares, 3).await;
+        // That nothing happens has no event: long enough for the small one to have passed, were it to.
         tokio::time::sleep(Duration::from_millis(100)).await;
         assert_eq!(*order.lock().unwrap(), Vec::<u64>::new(), "the large one is next");
         drop(first);
@@ -451,6 +452,7 @@ mod tests {
                     let share = take(&shares, need).await;
                     let (used, most, done) = &*counts;
                     most.fetch_max(used.fetch_add(need, Ordering::SeqCst) + need, Ordering::SeqCst);
+                    // A build's work: shares overlap, or the test would show nothing.
                     tokio::time::sleep(Duration::from_millis(need)).await;
                     used.fetch_sub(need, Ordering::SeqCst);
                     done.fetch_add(1, Ordering::SeqCst);

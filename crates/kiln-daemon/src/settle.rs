@@ -51,7 +51,8 @@ pub fn settle(dir: &RunDir, how: &str) -> Result<RunState, SettleError> {
 /// [`settle`], for one who knows what the run was asked for.
 pub(crate) fn settle_request(dir: &RunDir, request: &RunRequest, how: &str) -> Result<RunState, SettleError> {
     let _lock = lock(dir)?;
-    if !request.keep_on_error {
+    // A worker may have died just after it had left its machine for a look.
+    if !request.keep_on_error && !kiln_build::debug::is_left(dir) {
         kiln_build::workspace::remove(dir).map_err(SettleError::io(dir.work()))?;
     }
     if let Some(claim) = dir.read_claim()? {

@@ -18,6 +18,7 @@ use kiln_qemu::disk::Overlay;
 use kiln_qemu::firmware::Firmware;
 use kiln_qemu::vm::{FreezeTo, Vm};
 
+use super::keys::LineageKeys;
 use super::lineage::{DISK, Keeping, Lineage, make_layer_folder};
 use crate::context::Run;
 use crate::error::{BuildError, sentence};
@@ -79,7 +80,7 @@ impl Lineage {
         }
         let title = format!("keep the machine as it is after {}", keeping.chain.links[link].title);
         let step = run.journal.step(format!("checkpoint/{link}"), title);
-        match keeping.freeze(run, guest, link).await {
+        match keeping.freeze(run, guest, self.keys.as_ref(), link).await {
             Ok(pause) => {
                 step.succeed(format!("the guest stood still for {:.2} s", pause.as_secs_f64()));
                 Ok(())
@@ -105,7 +106,7 @@ impl Lineage {
         let (key, limit) = (keeping.chain.image, keeping.size_limit);
         let manifest = keeping.manifest(run, CheckpointKind::Image, key);
         let kept = async {
-            let keys = keeping.key_bytes()?;
+            let keys = key_bytes(self.keys.as_ref())?;
             link(image.image.path(), &keeping.next.folder().join(DISK))?;
             publish(keeping.next, manifest, false, Vec::new(), &keys).await
         };
@@ -143,6 +144,7 @@ impl Keeping {
         &mut self,
         run: &Run,
         guest: &mut ConnectedGuest,
+        keys: Option<&LineageKeys>,
         link_number: usize,
     ) -> Result<Duration, Trouble> {
         let not_kept = |error: BuildError| Trouble::NotKept(error.sentence());
@@ -150,7 +152,7 @@ impl Keeping {
         // A cancel is the run's end, whoever noticed it first.
         run.control.check().map_err(BuildError::from)?;
         let rested = rested.map_err(not_kept)?;
-        let keys = self.key_bytes().map_err(Trouble::NotKept)?;
+        let keys = key_bytes(keys).map_err(Trouble::NotKept)?;
         let upcoming = run.library.draft_checkpoint().map_err(|error| not_kept(error.into()))?;
         let present = guest.vm().os_disk().map(|disk| (disk.path().to_owned(), disk.virtual_size()));
         let (present, size) = present.ok_or_else(|| Trouble::NotKept("it has no disk".to_owned()))?;
@@ -235,11 +237,10 @@ impl Keeping {
             kiln_version: run.settings.kiln_version.clone(),
         }
     }
+}
 
-    fn key_bytes(&self) -> Result<zeroize::Zeroizing<Vec<u8>>, String> {
-        let keys = self.keys.as_ref().ok_or("nobody has logged in")?;
-        keys.to_bytes().map_err(|error| error.to_string())
-    }
+fn key_bytes(keys: Option<&LineageKeys>) -> Result<zeroize::Zeroizing<Vec<u8>>, String> {
+    keys.ok_or("nobody has logged in")?.to_bytes().map_err(|error| error.to_string())
 }
 
 /// What the machine's state has beside disks and memory: names on the shelf, and where the files are.

@@ -31,7 +31,7 @@ pub(crate) struct Lineage {
     begin: Begin,
     /// None: it keeps nothing, or nothing more.
     pub(super) keeping: Option<Keeping>,
-    keys: Option<LineageKeys>,
+    pub(super) keys: Option<LineageKeys>,
     /// Where the machine's uppermost layer was when the keeping ended.
     pub(super) last_layer: Option<PathBuf>,
 }
@@ -102,7 +102,6 @@ pub(crate) struct Keeping {
     pub(super) steps: Vec<StepMark>,
     /// Where the present layer goes next.
     pub(super) next: CheckpointDraft,
-    pub(super) keys: Option<LineageKeys>,
     /// States that this run makes while others that come to them wait.
     pub(super) making: Vec<(Sha256, Making)>,
     pub(super) publishing: Option<Publishing>,
@@ -214,9 +213,6 @@ impl Lineage {
 
     /// By what the guest is got into from now on.
     pub fn logged_in_by(&mut self, keys: LineageKeys) {
-        if let Some(keeping) = &mut self.keeping {
-            keeping.keys = Some(keys.clone());
-        }
         self.keys = Some(keys);
     }
 
@@ -255,7 +251,6 @@ impl Keeping {
             parent,
             steps,
             next: run.library.draft_checkpoint()?,
-            keys: None,
             making,
             publishing: None,
             last: None,

@@ -67,10 +67,9 @@ async fn freeze(
     kiln_host::space::ensure_room(run.workspace.folder(), room)?;
     match guest.put_to_rest(run, &control.within(REST_LIMIT)).await {
         Ok(Ok(_)) => {}
-        Ok(Err(_)) => run.journal.info("the guest does not come to rest, and is kept as it is"),
         // Only a machine that is gone ends it here.
         Err(error) if error.interrupted().is_none() => return Err(error),
-        Err(_) => run.journal.info("the guest does not come to rest, and is kept as it is"),
+        Ok(Err(_)) | Err(_) => run.journal.info("the guest does not come to rest, and is kept as it is"),
     }
     let places = Places::of(&run.dir);
     std::fs::create_dir(&places.folder).map_err(BuildError::io("create", &places.folder))?;

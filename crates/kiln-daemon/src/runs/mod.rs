@@ -152,12 +152,12 @@ pub enum RunsError {
 pub enum EnqueueError {
     #[error("there is no template {0}")]
     NotFound(TemplateId),
-    /// A run is active, or the template is not ready.
     #[error("the template has no run {0}")]
     NoRun(RunId),
     /// Only what has failed is retried.
     #[error("the run {run} is {state:?}, and only a run that has ended without success is retried")]
     NotFailed { run: RunId, state: RunState },
+    /// A run is active, or the template is not ready.
     #[error("a run is not allowed while the template is {provisioning:?} and its last run {run:?}")]
     NotAllowed { provisioning: ProvisioningState, run: Option<RunState> },
     #[error(transparent)]
