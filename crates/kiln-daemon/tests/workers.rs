@@ -147,6 +147,16 @@ async fn what_was_asked_to_cancel_ends_canceled_and_may_be_kept() {
     assert!(place.dir.work().exists(), "--keep-on-error");
 }
 
+/// The template alone asked for it: only what is there tells.
+#[tokio::test]
+async fn a_machine_that_was_left_outlives_its_worker() {
+    let place = place(false);
+    std::fs::create_dir_all(place.dir.work().join("machine")).unwrap();
+    std::fs::write(place.dir.work().join("machine/machine.json"), "{}").unwrap();
+    assert_eq!(settle(&place.dir, "SIGKILL").unwrap(), RunState::Failed);
+    assert!(place.dir.work().exists());
+}
+
 #[tokio::test]
 async fn a_run_with_a_living_worker_is_not_settled() {
     let place = place(false);
