@@ -89,7 +89,7 @@ async fn what_cannot_be_built_is_stored_and_refused_at_the_run() {
         "type": "ManagedImage", "runOutputName": "m", "location": "l",
         "imageId": "/subscriptions/s/resourceGroups/r/providers/Microsoft.Compute/images/i"
     }]);
-    template["properties"]["additionalDataDisks"] = json!([{"sizeGB": 4}]);
+    template["properties"]["validate"] = json!({"inVMValidations": [{"type": "Shell", "inline": ["true"]}]});
     let accepted = home.put(&template).await.unwrap();
     assert_eq!(
         accepted.notes.iter().filter(|note| note.message.contains("does not build it yet")).count(),
@@ -99,7 +99,7 @@ async fn what_cannot_be_built_is_stored_and_refused_at_the_run() {
     assert!(is_succeeded(&record));
     let error = home.templates.plan(&record, HOST).unwrap_err();
     assert_eq!(error.fault(), Fault::Template);
-    for part in ["the distributor 'ManagedImage'", "/properties/distribute/0", "additionalDataDisks"] {
+    for part in ["the distributor 'ManagedImage'", "/properties/distribute/0", "'validate'"] {
         assert!(error.text().contains(part), "{part}: {}", error.text());
     }
 }
