@@ -195,7 +195,7 @@ impl Kiln {
         let stderr = std::thread::spawn(move || {
             BufReader::new(stderr).lines().map_while(Result::ok).collect::<Vec<_>>().join("\n")
         });
-        Running { kiln: self, child, seen, stderr, started: Instant::now(), _slot: slot }
+        Running { kiln: self, child, seen, stderr, started: Instant::now(), slot }
     }
 
     /// Processes of this home: workers, machines, commands.
@@ -306,10 +306,16 @@ pub struct Running<'a> {
     seen: Arc<Seen>,
     stderr: std::thread::JoinHandle<String>,
     started: Instant,
-    _slot: Option<Slot>,
+    /// Given back when the build has ended, or sooner.
+    slot: Option<Slot>,
 }
 
 impl Running<'_> {
+    /// From here on its guest only waits for time to pass: another guest may run.
+    pub fn give_slot_back(&mut self) {
+        self.slot = None;
+    }
+
     /// Waits for an event that `wanted` accepts; fails the test when the build ends without it.
     pub fn until_event(&self, what: &str, wanted: impl Fn(&Value) -> bool) -> Value {
         let mut lines = self.seen.lines.lock().unwrap();

@@ -12,8 +12,8 @@
 //! - A Windows machine has a generation ID, which is another one each time QEMU starts (QEMU's docs/specs/vmgenid.rst):
 //!   a Windows that goes on from a memory file is told by it that it is another machine now, and renews its randomness.
 //! - Secure Boot's variables are guarded by system management mode: the flash is secure, the chipset has SMM.
-//! - TCG has `-cpu max` (the fastest measured); KVM a named model with `enforce`, never `host`, so that the same model
-//!   means the same machine.
+//! - TCG has `-cpu max` (the fastest measured) without [`SLOW_UNDER_TCG`]; KVM a named model with `enforce`, never `host`,
+//!   so that the same model means the same machine.
 
 use std::ffi::{OsStr, OsString};
 use std::os::unix::ffi::{OsStrExt as _, OsStringExt as _};
@@ -154,13 +154,18 @@ fn platform(argv: &mut Argv, machine: &Machine) {
             argv.pair("-accel", "kvm").pair("-cpu", format!("{cpu_model},enforce{enlightenments}{more}"));
         }
         Accelerator::Tcg { .. } => {
-            argv.pair("-accel", "tcg,thread=multi").pair("-cpu", format!("max{enlightenments}"));
+            argv.pair("-accel", "tcg,thread=multi").pair("-cpu", format!("max{SLOW_UNDER_TCG}{enlightenments}"));
         }
     }
     if windows {
         argv.pair("-rtc", "base=localtime,driftfix=slew");
     }
 }
+
+/// "Fast string moves": a promise about the processor's microcode that emulation cannot keep. A kernel that believes it
+/// clears and copies each page by one `rep stosb`, which TCG does byte by byte; without it, by loops of wider moves that
+/// become host code. No program needs the flags to run.
+const SLOW_UNDER_TCG: &str = ",erms=off,fsrm=off";
 
 /// QEMU's docs/system/i386/hyperv.rst, "Recommendations".
 const ENLIGHTENMENTS: &str = ",hv_relaxed=on,hv_vapic=on,hv_spinlocks=0x1fff,hv_vpindex=on,hv_time=on";
@@ -376,7 +381,7 @@ mod tests {
             -sandbox on,obsolete=deny,elevateprivileges=deny,spawn=deny,resourcecontrol=deny
             -machine pc
             -accel tcg,thread=multi
-            -cpu max
+            -cpu max,erms=off,fsrm=off
             -m 1024M
             -smp 2
             -action reboot=reset,shutdown=poweroff,panic=pause
@@ -427,7 +432,7 @@ mod tests {
                 -sandbox on,obsolete=deny,elevateprivileges=deny,spawn=deny,resourcecontrol=deny
                 -machine q35,hpet=off
                 -accel tcg,thread=multi
-                -cpu max,hv_relaxed=on,hv_vapic=on,hv_spinlocks=0x1fff,hv_vpindex=on,hv_time=on
+                -cpu max,erms=off,fsrm=off,hv_relaxed=on,hv_vapic=on,hv_spinlocks=0x1fff,hv_vpindex=on,hv_time=on
                 -rtc base=localtime,driftfix=slew
                 -m 1024M
                 -smp 2
@@ -515,7 +520,7 @@ mod tests {
                 -machine q35,smm=on,hpet=off,pflash0=code0,pflash1=vars0
                 -global driver=cfi.pflash01,property=secure,value=on
                 -accel tcg,thread=multi
-                -cpu max,hv_relaxed=on,hv_vapic=on,hv_spinlocks=0x1fff,hv_vpindex=on,hv_time=on
+                -cpu max,erms=off,fsrm=off,hv_relaxed=on,hv_vapic=on,hv_spinlocks=0x1fff,hv_vpindex=on,hv_time=on
                 -rtc base=localtime,driftfix=slew
                 -m 1024M
                 -smp 2
@@ -617,7 +622,7 @@ mod tests {
             -blockdev driver=raw,node-name=vars0,file.driver=file,file.filename=/runs/1/vars.fd
             -machine q35,pflash0=code0,pflash1=vars0
             -accel tcg,thread=multi
-            -cpu max
+            -cpu max,erms=off,fsrm=off
             -m 1024M
             -smp 2
             -action reboot=reset,shutdown=poweroff,panic=pause
@@ -706,7 +711,7 @@ mod tests {
             -name run-1,process=run-1
             -machine pc
             -accel tcg,thread=multi
-            -cpu max
+            -cpu max,erms=off,fsrm=off
             -m 1024M
             -smp 2
             -action reboot=reset,shutdown=poweroff,panic=pause
