@@ -12,12 +12,13 @@ use kiln_model::plan::BuildPlan;
 use kiln_qemu::disk::Overlay;
 use kiln_qemu::firmware::{Firmware, Ovmf};
 use kiln_qemu::host::Accelerator;
-use kiln_qemu::machine::{Hardware, Machine, Network};
+use kiln_qemu::machine::{Hardware, Machine};
 use kiln_qemu::media::{CLOUD_INIT_LABEL, Contents, MediaWriter};
 use kiln_qemu::vm::Vm;
 
-use super::{Places, accelerator, base_in_use, disk, power_on, report_notices};
-use crate::checkpoint::{Begin, Lineage, LineageKeys, LinuxKeys, UEFI_VARS};
+use super::state::put_back;
+use super::{Places, accelerator, base_in_use, disk, fall_back, power_on, report_notices};
+use crate::checkpoint::{Begin, Earlier, Lineage, LineageKeys, LinuxKeys, UEFI_VARS};
 use crate::context::Run;
 use crate::error::BuildError;
 use crate::guest::LinuxGuest;
@@ -40,34 +41,18 @@ pub(super) async fn start(
 ) -> Result<LinuxGuest, BuildError> {
     let on_medium = OnMedium::choose(run, inputs);
     let lease = base_in_use(run).await?;
-    if matches!(lineage.begins_with(), Begin::Warm(_)) {
-        match go_on(run, inputs, &on_medium, lineage).await {
-            Ok(Answering { vm, guest, facts }) => {
-                return Ok(LinuxGuest { vm, guest, facts, on_medium, lease });
-            }
-            Err(error) => {
-                run.control.check()?;
-                run.journal.warn(format!(
-                    "the machine that was kept does not go on, and is booted: {}",
-                    error.sentence()
-                ));
-                lineage.begin_cold();
-            }
+    let Answering { vm, guest, facts, keys } = loop {
+        let tried = match lineage.begins_with() {
+            Begin::Warm(earlier) => go_on(run, inputs, &on_medium, lineage, earlier).await,
+            Begin::Cold(earlier) => boot(run, inputs, &on_medium, lineage, Some(earlier)).await,
+            Begin::Base | Begin::Image(_) => break boot(run, inputs, &on_medium, lineage, None).await?,
+        };
+        match tried {
+            Ok(answering) => break answering,
+            Err(error) => fall_back(run, lineage, &error)?,
         }
-    }
-    let booted = match boot(run, inputs, &on_medium, lineage).await {
-        Err(error) if matches!(lineage.begins_with(), Begin::Cold(_)) => {
-            run.control.check()?;
-            run.journal.warn(format!(
-                "the disk that was kept does not boot, and the base image is: {}",
-                error.sentence()
-            ));
-            lineage.begin_with_base();
-            boot(run, inputs, &on_medium, lineage).await
-        }
-        booted => booted,
     };
-    let Answering { vm, guest, facts } = booted?;
+    lineage.logged_in_by(LineageKeys::Linux(keys));
     Ok(LinuxGuest { vm, guest, facts, on_medium, lease })
 }
 
@@ -76,6 +61,8 @@ struct Answering {
     vm: Vm,
     guest: Guest,
     facts: GuestFacts,
+    /// By what the next run gets in.
+    keys: LinuxKeys,
 }
 
 /// The machine without its disks.
@@ -83,17 +70,18 @@ pub(super) async fn bare_machine(run: &Run) -> Result<Machine, BuildError> {
     machine(run, firmware(run)?, Vec::new(), None).await
 }
 
-/// From firmware to login.
+/// From firmware to login, with the disk of `earlier` or the base image's.
 async fn boot(
     run: &Run,
     inputs: &Inputs,
     on_medium: &OnMedium,
-    lineage: &mut Lineage,
+    lineage: &Lineage,
+    earlier: Option<&Earlier>,
 ) -> Result<Answering, BuildError> {
     let step = run.journal.step("machine", "prepare the machine");
-    let overlay = match lineage.begins_with() {
-        Begin::Cold(earlier) => lineage.layer_over(run, earlier)?,
-        _ => disk(run, &lineage.first_layer(run)?)?,
+    let overlay = match earlier {
+        Some(earlier) => lineage.layer_over(run, earlier)?,
+        None => disk(run, &lineage.first_layer(run)?)?,
     };
     // A name of its own: a disk that was kept is a new machine to cloud-init, which puts these keys in place.
     let keys = LinuxKeys::generate(run.request.run_id.as_str()).map_err(BuildError::Keys)?;
@@ -115,8 +103,7 @@ async fn boot(
     step.succeed("");
 
     let facts = look(run, &vm, &guest).await?;
-    lineage.logged_in_by(LineageKeys::Linux(keys));
-    Ok(Answering { vm, guest, facts })
+    Ok(Answering { vm, guest, facts, keys })
 }
 
 /// From a kept machine to this run's own.
@@ -124,24 +111,18 @@ async fn go_on(
     run: &Run,
     inputs: &Inputs,
     on_medium: &OnMedium,
-    lineage: &mut Lineage,
+    lineage: &Lineage,
+    earlier: &Earlier,
 ) -> Result<Answering, BuildError> {
-    let Begin::Warm(earlier) = lineage.begins_with() else {
-        return Err(BuildError::Checkpoint { detail: "there is no machine to go on".to_owned() });
-    };
     let step = run.journal.step("restore", "let the kept machine go on");
     let overlay = lineage.layer_over(run, earlier)?;
     let foreign = || BuildError::Checkpoint { detail: "its keys are of another kind of guest".to_owned() };
     let old = earlier.keys.linux().ok_or_else(foreign)?.clone();
     let mut keys = LinuxKeys::generate(&old.instance_id).map_err(BuildError::Keys)?;
-    let firmware = match (earlier.other(UEFI_VARS), firmware(run)?) {
-        (Some(kept), Firmware::Uefi { code, vars, secure_boot }) => {
-            let copied = std::fs::read(&kept).and_then(|bytes| std::fs::write(&vars, bytes));
-            copied.map_err(BuildError::io("copy", kept))?;
-            Firmware::Uefi { code, vars, secure_boot }
-        }
-        (_, firmware) => firmware,
-    };
+    let firmware = firmware(run)?;
+    if let (Firmware::Uefi { vars, .. }, Some(kept)) = (&firmware, earlier.other(UEFI_VARS)) {
+        put_back(Some(kept), "UEFI variables were", vars)?;
+    }
     let machine = machine(run, firmware, vec![overlay], earlier.memory()).await?;
     let starting = Vm::start(&run.qemu, machine, &run.control);
     let (vm, seed) = tokio::join!(starting, write_medium(run, inputs, on_medium, &keys));
@@ -165,8 +146,7 @@ async fn go_on(
     step.succeed("");
 
     let facts = look(run, &vm, &guest).await?;
-    lineage.logged_in_by(LineageKeys::Linux(keys));
-    Ok(Answering { vm, guest, facts })
+    Ok(Answering { vm, guest, facts, keys })
 }
 
 /// The medium of this machine: what cloud-init is told, and the run's files.
@@ -208,24 +188,8 @@ async fn machine(
 
 /// The machine of a plan, of the first generation, without disks and with an empty drive.
 pub(crate) fn of_plan(plan: &BuildPlan, accelerator: Accelerator, places: Places) -> Machine {
-    Machine {
-        name: places.name,
-        accelerator,
-        cpus: plan.machine.vcpus,
-        memory_mib: plan.machine.memory_mib,
-        firmware: Firmware::Bios,
-        hardware: Hardware::Paravirtual,
-        disks: Vec::new(),
-        medium: None,
-        network: Network::User { forward: vec![SSH_PORT] },
-        smbios_serial: Some(seed::SMBIOS_SERIAL.to_owned()),
-        serial_log: places.serial_log,
-        qemu_log: places.qemu_log,
-        runtime_dir: places.runtime_dir,
-        kernel: None,
-        incoming: None,
-        disk_full_wait: places.disk_full_wait,
-    }
+    let machine = super::of_plan(plan, accelerator, Hardware::Paravirtual, SSH_PORT, places);
+    Machine { smbios_serial: Some(seed::SMBIOS_SERIAL.to_owned()), ..machine }
 }
 
 /// By `keys`, on the port that the machine got.

@@ -9,6 +9,7 @@
 //! and a lease keeps the image on the shelf as long as the run needs it.
 
 pub(crate) mod linux;
+pub(crate) mod state;
 pub(crate) mod windows;
 
 use std::path::{Path, PathBuf};
@@ -19,16 +20,17 @@ use kiln_guest::winrm::Recorder;
 use kiln_library::{Check, ImageLease, ImageProgress};
 use kiln_model::catalog::{DiskFormat, Login};
 use kiln_model::event::Unit;
+use kiln_model::plan::BuildPlan;
 use kiln_qemu::disk::{BaseImage, DiskFormat as QemuFormat, Overlay};
 use kiln_qemu::firmware::Firmware;
 use kiln_qemu::host::Accelerator;
-use kiln_qemu::machine::Machine;
+use kiln_qemu::machine::{Hardware, Machine, Network};
 use kiln_qemu::portrait::Portrait;
 use kiln_qemu::vm::{Vm, VmNotice};
 use tokio::sync::broadcast::error::RecvError;
 
 use crate::account::BuildAccount;
-use crate::checkpoint::Lineage;
+use crate::checkpoint::{Begin, Lineage};
 use crate::context::Run;
 use crate::error::BuildError;
 use crate::guest::ConnectedGuest;
@@ -87,6 +89,23 @@ pub async fn start(
             Ok(ConnectedGuest::Windows(Box::new(guest)))
         }
     }
+}
+
+/// What was kept turned out to be of no use: the next lesser thing is what the run begins with now.
+///
+/// # Errors
+/// The run's own end, which is no fault of what was kept.
+fn fall_back(run: &Run, lineage: &mut Lineage, error: &BuildError) -> Result<(), BuildError> {
+    run.control.check()?;
+    let why = error.sentence();
+    if matches!(lineage.begins_with(), Begin::Warm(_)) {
+        run.journal.warn(format!("the machine that was kept does not go on, and is booted: {why}"));
+        lineage.begin_cold();
+    } else {
+        run.journal.warn(format!("the disk that was kept does not boot, and the base image is: {why}"));
+        lineage.begin_with_base();
+    }
+    Ok(())
 }
 
 /// What the machine of this run is like, wherever its files lie.
@@ -173,6 +192,34 @@ async fn find_accelerator(run: &Run) -> Result<Accelerator, BuildError> {
         transcript.accelerator(&found);
     }
     Ok(found)
+}
+
+/// The machine of a plan, of the first generation, without disks and with an empty drive; `port` is that of its login.
+fn of_plan(
+    plan: &BuildPlan,
+    accelerator: Accelerator,
+    hardware: Hardware,
+    port: u16,
+    places: Places,
+) -> Machine {
+    Machine {
+        name: places.name,
+        accelerator,
+        cpus: plan.machine.vcpus,
+        memory_mib: plan.machine.memory_mib,
+        firmware: Firmware::Bios,
+        hardware,
+        disks: Vec::new(),
+        medium: None,
+        network: Network::User { forward: vec![port] },
+        smbios_serial: None,
+        serial_log: places.serial_log,
+        qemu_log: places.qemu_log,
+        runtime_dir: places.runtime_dir,
+        kernel: None,
+        incoming: None,
+        disk_full_wait: places.disk_full_wait,
+    }
 }
 
 /// Lets the machine run.

@@ -17,7 +17,7 @@
 //! without it, whoever answered first is talked to, and nobody else for as long as the run lasts.
 
 use std::net::SocketAddr;
-use std::path::{Path, PathBuf};
+use std::path::PathBuf;
 use std::time::{Duration, SystemTime};
 
 use kiln_guest::os::windows::bootstrap::{self, ANSWER_FILES, Account, Architecture, BootstrapLine};
@@ -36,13 +36,14 @@ use kiln_model::plan::BuildPlan;
 use kiln_qemu::disk::Overlay;
 use kiln_qemu::firmware::{Firmware, Ovmf};
 use kiln_qemu::host::Accelerator;
-use kiln_qemu::machine::{Drivers, Hardware, Machine, Network, Tpm};
+use kiln_qemu::machine::{Drivers, Hardware, Machine, Tpm};
 use kiln_qemu::media::{ANSWERS_LABEL, Contents, INPUTS_LABEL, MediaWriter};
 use kiln_qemu::vm::Vm;
 use kiln_qemu::{offline, tpm};
 use zeroize::Zeroizing;
 
-use super::{Places, accelerator, base_in_use, disk, disk_format, power_on, report_notices};
+use super::state::{fresh_folder, put_back};
+use super::{Places, accelerator, base_in_use, disk, disk_format, fall_back, power_on, report_notices};
 use crate::account::BuildAccount;
 use crate::checkpoint::{Begin, Earlier, Lineage, LineageKeys, TPM_STATE, UEFI_VARS, WindowsKeys};
 use crate::context::Run;
@@ -109,30 +110,17 @@ async fn up(
     writer: &MediaWriter,
     lineage: &mut Lineage,
 ) -> Result<(Vm, WinrmGuest), BuildError> {
-    if matches!(lineage.begins_with(), Begin::Warm(_)) {
-        match go_on(run, account, lineage).await {
+    loop {
+        let up = match lineage.begins_with() {
+            Begin::Warm(earlier) => go_on(run, account, lineage, earlier).await,
+            Begin::Cold(earlier) => boot_kept(run, account, lineage, earlier).await,
+            Begin::Base | Begin::Image(_) => return boot_base(run, account, writer, lineage).await,
+        };
+        match up {
             Ok(up) => return Ok(up),
-            Err(error) => {
-                run.control.check()?;
-                let why = error.sentence();
-                run.journal.warn(format!("the machine that was kept does not go on, and is booted: {why}"));
-                lineage.begin_cold();
-            }
+            Err(error) => fall_back(run, lineage, &error)?,
         }
     }
-    if matches!(lineage.begins_with(), Begin::Cold(_)) {
-        match boot_kept(run, account, lineage).await {
-            Ok(up) => return Ok(up),
-            Err(error) => {
-                run.control.check()?;
-                let why = error.sentence();
-                run.journal
-                    .warn(format!("the disk that was kept does not boot, and the base image is: {why}"));
-                lineage.begin_with_base();
-            }
-        }
-    }
-    boot_base(run, account, writer, lineage).await
 }
 
 /// From firmware to login, with the answer file where there is one.
@@ -166,10 +154,8 @@ async fn boot_kept(
     run: &Run,
     account: &BuildAccount,
     lineage: &Lineage,
+    earlier: &Earlier,
 ) -> Result<(Vm, WinrmGuest), BuildError> {
-    let Begin::Cold(earlier) = lineage.begins_with() else {
-        return Err(BuildError::Checkpoint { detail: "there is no disk to boot".to_owned() });
-    };
     let step = run.journal.step("machine", "prepare the machine");
     let overlay = lineage.layer_over(run, earlier)?;
     let parts = Parts { disks: vec![overlay], ..parts(run, Some(earlier))? };
@@ -194,10 +180,12 @@ async fn boot_kept(
 }
 
 /// From a kept machine to this run's own.
-async fn go_on(run: &Run, account: &BuildAccount, lineage: &Lineage) -> Result<(Vm, WinrmGuest), BuildError> {
-    let Begin::Warm(earlier) = lineage.begins_with() else {
-        return Err(BuildError::Checkpoint { detail: "there is no machine to go on".to_owned() });
-    };
+async fn go_on(
+    run: &Run,
+    account: &BuildAccount,
+    lineage: &Lineage,
+    earlier: &Earlier,
+) -> Result<(Vm, WinrmGuest), BuildError> {
     let step = run.journal.step("restore", "let the kept machine go on");
     let overlay = lineage.layer_over(run, earlier)?;
     let incoming = earlier.memory();
@@ -546,26 +534,6 @@ fn parts(run: &Run, kept: Option<&Earlier>) -> Result<Parts, BuildError> {
     Ok(Parts { firmware, tpm, disks: Vec::new(), medium: None, incoming: None })
 }
 
-/// Without what an earlier machine of this run left, and out of reach of its swtpm.
-pub(crate) fn fresh_folder(folder: &Path) -> Result<(), BuildError> {
-    use std::os::unix::fs::DirBuilderExt as _;
-    match std::fs::remove_dir_all(folder) {
-        Err(error) if error.kind() != std::io::ErrorKind::NotFound => {
-            return Err(BuildError::io("remove", folder)(error));
-        }
-        _ => {}
-    }
-    std::fs::DirBuilder::new().mode(0o700).create(folder).map_err(BuildError::io("create", folder))
-}
-
-/// Copies a file of a kept machine's state. A Windows without it is another machine to itself: a disk that is sealed to
-/// a TPM does not open.
-pub(crate) fn put_back(kept: Option<PathBuf>, what: &str, to: &Path) -> Result<(), BuildError> {
-    let from = kept.ok_or_else(|| BuildError::Checkpoint { detail: format!("its {what} not kept") })?;
-    // Read and written, not copied with its mode: nobody writes what is on the shelf.
-    std::fs::read(&from).and_then(|bytes| std::fs::write(to, bytes)).map_err(BuildError::io("copy", from))
-}
-
 /// The machine without its disks.
 pub(super) async fn bare_machine(run: &Run) -> Result<Machine, BuildError> {
     // Its drivers are found out on the image, which is to stay meanwhile.
@@ -588,24 +556,8 @@ pub(crate) fn of_plan(
     tpm: Option<Tpm>,
     places: Places,
 ) -> Machine {
-    Machine {
-        name: places.name,
-        accelerator,
-        cpus: plan.machine.vcpus,
-        memory_mib: plan.machine.memory_mib,
-        firmware: Firmware::Bios,
-        hardware: Hardware::Windows { drivers, tpm },
-        disks: Vec::new(),
-        medium: None,
-        network: Network::User { forward: vec![port(own_credentials(plan))] },
-        smbios_serial: None,
-        serial_log: places.serial_log,
-        qemu_log: places.qemu_log,
-        runtime_dir: places.runtime_dir,
-        kernel: None,
-        incoming: None,
-        disk_full_wait: places.disk_full_wait,
-    }
+    let port = port(own_credentials(plan));
+    super::of_plan(plan, accelerator, Hardware::Windows { drivers, tpm }, port, places)
 }
 
 /// Found out, and said, once in a run.
@@ -657,25 +609,7 @@ async fn extend(run: &Run, guest: &WindowsGuest) -> Result<(), BuildError> {
 
 #[cfg(test)]
 mod tests {
-    use std::os::unix::fs::PermissionsExt as _;
-
     use super::*;
-
-    #[test]
-    fn what_the_firmware_or_the_tpm_knew_is_put_back_or_the_machine_refused() {
-        let folder = tempfile::tempdir().unwrap();
-        let (from, to) = (folder.path().join("kept"), folder.path().join("tpm"));
-        std::fs::write(&from, "state").unwrap();
-        std::fs::set_permissions(&from, std::fs::Permissions::from_mode(0o400)).unwrap();
-        fresh_folder(&to).unwrap();
-        put_back(Some(from), "TPM's state was", &to.join(TPM_STATE)).unwrap();
-        assert_eq!(std::fs::read(to.join(TPM_STATE)).unwrap(), b"state");
-        assert_ne!(to.join(TPM_STATE).metadata().unwrap().permissions().mode() & 0o200, 0);
-        let refused = put_back(None, "TPM's state was", &to).unwrap_err();
-        assert!(refused.sentence().contains("its TPM's state was not kept"), "{}", refused.sentence());
-        fresh_folder(&to).unwrap();
-        assert_eq!(std::fs::read_dir(&to).unwrap().count(), 0, "nothing of an earlier machine is left");
-    }
 
     /// What is made for each run is in no fingerprint, and what is told to Windows is.
     #[test]

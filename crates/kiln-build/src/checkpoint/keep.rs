@@ -11,21 +11,26 @@ use std::time::Duration;
 
 use kiln_host::extents::extent_digest;
 use kiln_library::{
-    CheckpointDraft, CheckpointKind, CheckpointLease, Library, Making, Manifest, StepMark, StoredFile,
+    BaseMark, CheckpointDraft, CheckpointKind, CheckpointLease, Library, MachineMark, Making, Manifest,
+    StepMark, StoredFile,
 };
 use kiln_model::Sha256;
+use kiln_model::policy::CachePolicy;
 use kiln_qemu::disk::Overlay;
 use kiln_qemu::firmware::Firmware;
 use kiln_qemu::vm::{FreezeTo, Vm};
 
+use super::key::Chain;
 use super::keys::LineageKeys;
-use super::lineage::{DISK, Keeping, Lineage, make_layer_folder};
+use super::layers::{DISK, make_layer_folder};
+use super::lineage::{Begin, Lineage};
 use crate::context::Run;
 use crate::error::{BuildError, sentence};
 use crate::generalize::Generalized;
 use crate::guest::{ConnectedGuest, Rested};
 use crate::journal::now;
 use crate::resume::NOT_KEPT;
+use crate::run_dir::CheckpointWishes;
 
 const MEMORY: &str = "memory";
 /// The UEFI variables of the machine.
@@ -36,7 +41,28 @@ pub(crate) const TPM_STATE: &str = kiln_qemu::tpm::STATE_FILE;
 const LEAST_ROOM: u64 = 4 << 30;
 
 /// What is on its way to the shelf.
-pub(super) type Publishing = tokio::task::JoinHandle<Result<CheckpointLease, String>>;
+type Publishing = tokio::task::JoinHandle<Result<CheckpointLease, String>>;
+
+/// What it takes to keep the machine.
+#[derive(Debug)]
+pub(super) struct Keeping {
+    chain: Chain,
+    policy: CachePolicy,
+    size_limit: u64,
+    base: BaseMark,
+    machine: MachineMark,
+    /// Of the layers below the machine's present one.
+    parent: Option<String>,
+    /// The first boot and the customizers behind the present state.
+    steps: Vec<StepMark>,
+    /// Where the present layer goes next.
+    next: CheckpointDraft,
+    /// States that this run makes while others that come to them wait.
+    making: Vec<(Sha256, Making)>,
+    publishing: Option<Publishing>,
+    /// What was published last: it stays while something is to lie on it.
+    last: Option<CheckpointLease>,
+}
 
 impl Lineage {
     /// The customizer at `link` (0: the first boot) is behind the machine.
@@ -140,6 +166,51 @@ impl From<BuildError> for Trouble {
 }
 
 impl Keeping {
+    pub(super) fn new(
+        run: &Run,
+        wishes: &CheckpointWishes,
+        chain: Chain,
+        machine: MachineMark,
+        begin: &Begin,
+        making: Vec<(Sha256, Making)>,
+    ) -> Result<Self, BuildError> {
+        let source = &run.plan.source;
+        let (parent, steps) = match begin {
+            Begin::Base => (None, Vec::new()),
+            Begin::Warm(earlier) | Begin::Cold(earlier) | Begin::Image(earlier) => {
+                (Some(earlier.id().to_owned()), earlier.manifest().steps.clone())
+            }
+        };
+        Ok(Self {
+            chain,
+            policy: wishes.policy.clone(),
+            size_limit: wishes.size_limit,
+            base: BaseMark {
+                name: source.name.clone(),
+                version: source.version.clone(),
+                sha256: source.sha256,
+            },
+            machine,
+            parent,
+            steps,
+            next: run.library.draft_checkpoint()?,
+            making,
+            publishing: None,
+            last: None,
+        })
+    }
+
+    /// What was kept turned out to be of no use: nothing lies below the machine's first layer.
+    pub(super) fn begin_anew(&mut self) {
+        self.parent = None;
+        self.steps.clear();
+    }
+
+    /// By what the machine's present layer is known, and will be on the shelf.
+    pub(super) fn layer_id(&self) -> &str {
+        self.next.id()
+    }
+
     async fn freeze(
         &mut self,
         run: &Run,

@@ -22,6 +22,7 @@ use zeroize::Zeroizing;
 
 use super::{LeftMachine, MACHINE_FORMAT, Places};
 use crate::account::BuildAccount;
+use crate::boot::state::{fresh_folder, put_back};
 use crate::boot::{self, linux, windows};
 use crate::checkpoint::{LineageKeys, LinuxKeys, TPM_STATE};
 use crate::context::WorkerSettings;
@@ -336,13 +337,13 @@ impl Opening<'_> {
         };
         let mut tpm = None;
         if let Firmware::Uefi { .. } = &firmware {
-            windows::put_back(Some(kept.uefi_vars()), "UEFI variables were", &own_vars)?;
+            put_back(Some(kept.uefi_vars()), "UEFI variables were", &own_vars)?;
             if windows {
                 let program = tpm::find(&self.settings.search_path)?;
                 let state = self.folder.path.join("tpm");
-                windows::fresh_folder(&state)?;
+                fresh_folder(&state)?;
                 let from = Some(kept.state(TPM_STATE));
-                windows::put_back(from, "TPM's state was", &state.join(TPM_STATE))?;
+                put_back(from, "TPM's state was", &state.join(TPM_STATE))?;
                 tpm = Some(Tpm { program, state, log: self.folder.path.join("tpm.log") });
             }
         }
