@@ -40,9 +40,8 @@ mod pull;
 mod upload;
 
 pub use checkpoints::{
-    BaseMark, CHECKPOINT_FORMAT, ChainLink, CheckpointDraft, CheckpointKind, CheckpointLease,
-    CheckpointShelf, Evicted, MachineMark, Making, Manifest, Removed, ShelvedCheckpoint, StepInput, StepMark,
-    StoredFile, Verify,
+    BaseMark, CHECKPOINT_FORMAT, ChainLink, CheckpointDraft, CheckpointKind, CheckpointLease, Evicted,
+    MachineMark, Making, Manifest, Removed, ShelvedCheckpoint, StepInput, StepMark, StoredFile, Verify,
 };
 pub use error::{FetchError, ImageError, InputError, LibraryError, UploadError};
 pub use fetch::policy::AddressPolicy;

@@ -57,7 +57,7 @@ pub use making::Making;
 pub use manifest::{
     BaseMark, CHECKPOINT_FORMAT, CheckpointKind, MachineMark, Manifest, StepInput, StepMark, StoredFile,
 };
-pub use shelf::{CheckpointShelf, ShelvedCheckpoint};
+pub use shelf::ShelvedCheckpoint;
 
 use crate::Library;
 

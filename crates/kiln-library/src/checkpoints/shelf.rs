@@ -1,17 +1,16 @@
 //! What there is: the shelf, read once.
 //!
-//! A manifest never changes, so whoever has many questions reads them all and looks the answers up in a
-//! [`CheckpointShelf`]. What is listed may be gone when it is wanted: only a lease keeps it.
+//! A manifest never changes, so whoever has many questions reads them all and looks for the answers there. What is listed
+//! may be gone when it is wanted: only a lease keeps it.
 
 use std::cmp::Reverse;
-use std::collections::{BTreeMap, BTreeSet};
+use std::collections::BTreeSet;
 use std::fs::{File, TryLockError};
 use std::io;
 use std::os::unix::fs::MetadataExt as _;
 use std::path::{Path, PathBuf};
 use std::time::SystemTime;
 
-use kiln_model::Sha256;
 use serde::Deserialize;
 
 use super::manifest::{Manifest, read_manifest};
@@ -34,42 +33,6 @@ pub struct ShelvedCheckpoint {
     pub in_use: bool,
 }
 
-/// What [`Library::checkpoints`] found, to look things up in.
-#[derive(Debug, Clone, Default)]
-pub struct CheckpointShelf {
-    /// Newest first.
-    found: Vec<ShelvedCheckpoint>,
-    by_key: BTreeMap<Sha256, Vec<usize>>,
-    by_id: BTreeMap<String, usize>,
-}
-
-impl CheckpointShelf {
-    pub fn new(mut found: Vec<ShelvedCheckpoint>) -> Self {
-        sort_newest_first(&mut found, |shelved| &shelved.manifest);
-        let mut by_key: BTreeMap<Sha256, Vec<usize>> = BTreeMap::new();
-        for (place, shelved) in found.iter().enumerate() {
-            by_key.entry(shelved.manifest.key).or_default().push(place);
-        }
-        let by_id =
-            found.iter().enumerate().map(|(place, shelved)| (shelved.manifest.id.clone(), place)).collect();
-        Self { found, by_key, by_id }
-    }
-
-    /// Those of one key, newest first.
-    pub fn by_key(&self, key: Sha256) -> impl Iterator<Item = &ShelvedCheckpoint> {
-        self.by_key.get(&key).into_iter().flatten().map(|place| &self.found[*place])
-    }
-
-    pub fn get(&self, id: &str) -> Option<&ShelvedCheckpoint> {
-        self.by_id.get(id).map(|place| &self.found[*place])
-    }
-
-    /// All of them, newest first.
-    pub fn all(&self) -> &[ShelvedCheckpoint] {
-        &self.found
-    }
-}
-
 impl Library {
     /// Every checkpoint on the shelf, newest first. A damaged one does not hide the others: it is left out, with a
     /// warning in the log.
@@ -85,30 +48,7 @@ impl Library {
             let last_used = entry.last_used;
             found.push(ShelvedCheckpoint { manifest: *manifest, bytes_on_disk, last_used, in_use });
         }
-        sort_newest_first(&mut found, |shelved| &shelved.manifest);
-        Ok(found)
-    }
-
-    /// [`Library::checkpoints`], to look many things up in.
-    ///
-    /// # Errors
-    /// The shelf cannot be read.
-    pub fn checkpoint_shelf(&self) -> Result<CheckpointShelf, LibraryError> {
-        Ok(CheckpointShelf::new(self.checkpoints()?))
-    }
-
-    /// The checkpoints of one key, newest first; damaged ones are left out, with a warning in the log. Reads the whole
-    /// shelf: for many keys ask [`Library::checkpoint_shelf`] once.
-    ///
-    /// # Errors
-    /// The shelf cannot be read.
-    pub fn find_checkpoints(&self, key: Sha256) -> Result<Vec<Manifest>, LibraryError> {
-        let known = |entry: Entry| match entry.content {
-            Content::Known(manifest) if manifest.key == key => Some(*manifest),
-            _ => None,
-        };
-        let mut found: Vec<Manifest> = self.read_shelf()?.into_iter().filter_map(known).collect();
-        sort_newest_first(&mut found, |manifest| manifest);
+        found.sort_by_cached_key(|one| Reverse((one.manifest.created(), one.manifest.id.clone())));
         Ok(found)
     }
 
@@ -230,8 +170,4 @@ pub(super) fn is_in_use(folder: &Path) -> bool {
     // At once, and not only by closing it: see `Hold`.
     let _ = file.unlock();
     matches!(asked, Err(TryLockError::WouldBlock))
-}
-
-fn sort_newest_first<T>(found: &mut [T], manifest: impl Fn(&T) -> &Manifest) {
-    found.sort_by_cached_key(|one| Reverse((manifest(one).created(), manifest(one).id.clone())));
 }

@@ -7,7 +7,7 @@ use std::time::Duration;
 use kiln_host::process::{Child, Invocation, SpawnOptions};
 use kiln_library::{Library, LibraryError, Removed};
 
-use crate::checkpoints::{KIB, draft, home, ids, key, publish, record, shelve};
+use crate::checkpoints::{KIB, draft, home, ids, of_key, publish, record, shelve};
 use crate::store::{Store, shown, soon};
 
 fn in_tmp(library: &Library) -> usize {
@@ -168,7 +168,7 @@ fn in_a_crowd_a_lease_is_worth_what_it_says() {
                 while going() {
                     let lease = library.lease_checkpoint(&kept_id).unwrap();
                     assert!(lease.is_some(), "missed, although it was there all the time");
-                    for found in library.find_checkpoints(key("two")).unwrap() {
+                    for found in of_key(library, "two") {
                         let Some(lease) = library.lease_checkpoint(&found.id).unwrap() else { continue };
                         assert_eq!(lease.chain().len(), 3);
                         for link in lease.chain() {
@@ -187,7 +187,7 @@ fn in_a_crowd_a_lease_is_worth_what_it_says() {
         scope.spawn(|| {
             while going() {
                 library.evict_checkpoints(200 * KIB as u64).unwrap();
-                for found in library.find_checkpoints(key("one")).unwrap() {
+                for found in of_key(library, "one") {
                     match library.remove_checkpoint(&found.id) {
                         Ok(_) | Err(LibraryError::NoSuchCheckpoint { .. }) => {}
                         Err(error) => panic!("{}", shown(&error)),

@@ -79,6 +79,9 @@ pub async fn write_fixed(
 
 /// Like [`write_fixed`], but without the file's SHA-256: costs what the data costs, whatever the disk's size.
 ///
+/// No run calls it, as each artifact has a SHA-256. `scripts/bench-vhd` does, which cannot tell what the copying costs as
+/// long as the hashing hides it; and so do tests, which need the same bytes by the shorter way.
+///
 /// # Errors
 /// As [`write_fixed`].
 pub async fn copy_fixed(
