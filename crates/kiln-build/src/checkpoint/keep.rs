@@ -18,7 +18,7 @@ use kiln_model::Sha256;
 use kiln_model::policy::CachePolicy;
 use kiln_qemu::disk::Overlay;
 use kiln_qemu::firmware::Firmware;
-use kiln_qemu::vm::{FreezeTo, Vm};
+use kiln_qemu::vm::{FreezeTo, MEMORY_LIMIT, Vm};
 
 use super::key::Chain;
 use super::keys::LineageKeys;
@@ -238,7 +238,8 @@ impl Keeping {
         let medium = guest.medium(run);
 
         guest.vm().eject_medium(&run.control).await.map_err(BuildError::from)?;
-        let to = FreezeTo { layers: vec![layer], memory: memory.as_deref(), copies };
+        let to =
+            FreezeTo { layers: vec![layer], memory: memory.as_deref(), memory_limit: MEMORY_LIMIT, copies };
         let frozen = guest.vm_mut().freeze(to, &run.control).await;
         if let Some(medium) = medium {
             guest.vm().insert_medium(&medium, &run.control).await.map_err(BuildError::from)?;

@@ -4,7 +4,7 @@ use std::time::Duration;
 
 use kiln_host::wait::Control;
 use kiln_qemu::disk::Overlay;
-use kiln_qemu::vm::FreezeTo;
+use kiln_qemu::vm::{FreezeTo, MEMORY_LIMIT};
 
 use super::{LeftMachine, MACHINE_FORMAT, Places};
 use crate::checkpoint::{LineageKeys, state_files};
@@ -81,7 +81,7 @@ async fn freeze(
     let copies = state.collect();
     let memory = places.memory();
     guest.vm().eject_medium(&control).await?;
-    let to = FreezeTo { layers: vec![rest], memory: Some(&memory), copies };
+    let to = FreezeTo { layers: vec![rest], memory: Some(&memory), memory_limit: MEMORY_LIMIT, copies };
     let frozen = guest.vm_mut().freeze(to, &control).await?;
     if let Some(why) = &frozen.no_memory {
         run.journal.info(format!("only its disk is left: {}", sentence(why)));

@@ -37,9 +37,8 @@ pub(super) struct Seen {
     pub(super) resets: u32,
     /// The guest's driver has begun to use the network card.
     pub(super) network: bool,
-    /// How many transfers of its memory have ended, and QEMU's word for the last one where it was not `completed`.
+    /// How many transfers of its memory have ended, well or not.
     pub(super) transfers: u32,
-    pub(super) transfer_failed: Option<String>,
 }
 
 /// Why a machine is ended although QEMU still runs.
@@ -147,12 +146,8 @@ impl Follower {
             }
             "NIC_RX_FILTER_CHANGED" => self.seen.send_modify(|seen| seen.network = true),
             "MIGRATION" => {
-                let status = text("status");
-                if matches!(status.as_str(), "completed" | "failed" | "cancelled") {
-                    self.seen.send_modify(|seen| {
-                        seen.transfers += 1;
-                        seen.transfer_failed = (status != "completed").then_some(status);
-                    });
+                if matches!(text("status").as_str(), "completed" | "failed" | "cancelled") {
+                    self.seen.send_modify(|seen| seen.transfers += 1);
                 }
             }
             "BLOCK_IO_ERROR" => self.disk_error(&event.data, full),

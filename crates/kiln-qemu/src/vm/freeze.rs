@@ -8,6 +8,12 @@
 //! overlay on the first and the second as its `incoming` goes on where this one was stopped. The disk alone boots, and has
 //! what the guest had flushed: whoever calls has seen to that, and to an empty drive.
 //!
+//! How it fails: memory that cannot be written, or not in time, is not kept; nothing of its file stays, and the machine
+//! goes on. A run whose own end comes meanwhile wants no machine any more: it is left as it stands, for whoever ends it.
+//! QEMU is not told to stop writing then, as it does not always survive that: 10.0 lets go of what its writers look at
+//! before they have ended, and crashed in one of twelve tries while they looked for pages of zeros. A machine that is to
+//! go on is worth that risk, after minutes in which its writers waited for a disk.
+//!
 //! Sources: QEMU's docs/devel/migration/mapped-ram.rst; docs/interop/live-block-operations.rst.
 
 use std::path::{Path, PathBuf};
@@ -20,9 +26,9 @@ use super::{Vm, VmError};
 use crate::disk::Overlay;
 
 /// A memory file of many GiB on a slow disk; nothing else waits that long for QEMU.
-const MEMORY_LIMIT: Duration = Duration::from_secs(10 * 60);
-/// QEMU answers this at once.
-const CANCEL_LIMIT: Duration = Duration::from_secs(10);
+pub const MEMORY_LIMIT: Duration = Duration::from_secs(10 * 60);
+/// QEMU stops writing as soon as what it has begun to write is written.
+const CALL_OFF_LIMIT: Duration = Duration::from_secs(30);
 /// Bytes a second, which QEMU wants to know: the disk is to be the limit.
 const UNLIMITED: u64 = 1 << 40;
 /// It is a matter of a lock in QEMU that changes hands.
@@ -35,6 +41,8 @@ pub struct FreezeTo<'a> {
     pub layers: Vec<Overlay>,
     /// A file to be made for its memory (mode 0600, sparse); none: its disks only.
     pub memory: Option<&'a Path>,
+    /// How long the guest may stand still for it at most; see [`MEMORY_LIMIT`].
+    pub memory_limit: Duration,
     /// Files that belong to its state, such as its UEFI variables, and what their copies are to be named.
     pub copies: Vec<(PathBuf, PathBuf)>,
 }
@@ -61,9 +69,10 @@ impl Vm {
     /// Keeps the machine as it is: its disks become `Frozen::disks`, and it goes on with new ones.
     ///
     /// # Errors
-    /// The machine goes on with the disks it had, or is lost.
+    /// The machine goes on with the disks it had, or is lost. Where `control` ended, it may stand still, and all that is
+    /// to be done with it is to end it.
     pub async fn freeze(&mut self, to: FreezeTo<'_>, control: &Control) -> Result<Frozen, VmError> {
-        let FreezeTo { layers, memory, copies } = to;
+        let FreezeTo { layers, memory, memory_limit, copies } = to;
         let with_memory = match memory {
             Some(path) => self.can_keep_memory(control).await?.then_some(path),
             None => None,
@@ -79,17 +88,14 @@ impl Vm {
             return Err(error);
         }
         let disks = std::mem::replace(&mut self.disks, layers);
-        let mut no_memory = match (memory, with_memory) {
-            (_, Some(path)) => self.write_memory(path, control).await.err(),
+        let no_memory = match (memory, with_memory) {
+            (_, Some(path)) => self.write_memory(path, memory_limit, control).await.err(),
             (Some(_), None) => Some(VmError::NoMemoryFiles),
             (None, None) => None,
         };
+        control.check()?;
         self.until_finalized(control).await?;
         self.answered(control, self.qmp.execute("cont", json!({}))).await?;
-        if no_memory.as_ref().is_some_and(|error| error.interrupted().is_some()) {
-            control.check()?;
-            no_memory = Some(VmError::MemorySlow { limit: MEMORY_LIMIT });
-        }
         Ok(Frozen { disks, no_memory, pause: begun.elapsed() })
     }
 
@@ -127,24 +133,41 @@ impl Vm {
         Ok(())
     }
 
-    async fn write_memory(&self, path: &Path, control: &Control) -> Result<(), VmError> {
+    async fn write_memory(&self, path: &Path, limit: Duration, control: &Control) -> Result<(), VmError> {
         use std::os::unix::fs::OpenOptionsExt as _;
         let made = std::fs::OpenOptions::new().write(true).create_new(true).mode(0o600).open(path);
         made.map_err(|source| VmError::Prepare { path: path.to_owned(), source })?;
-        let control = control.within(MEMORY_LIMIT);
-        let agreed = self.agree_on_memory_files(&control).await;
-        let written = match agreed {
-            Ok(()) => self.transfer("migrate", path, &control).await,
+        let in_time = control.within(limit);
+        let written = match self.agree_on_memory_files(&in_time).await {
+            Ok(()) => self.transfer("migrate", path, &in_time).await,
             Err(error) => Err(error),
         };
-        if written.is_err() {
-            // Whoever gave up waiting has not stopped QEMU yet; one that is not writing does not mind.
-            self.answered(&Control::ending_in(CANCEL_LIMIT), self.qmp.execute("migrate_cancel", json!({})))
-                .await?;
-            // A part is of no use, and may be as large as the guest.
-            let _ = std::fs::remove_file(path);
+        let Err(error) = written else { return Ok(()) };
+        // A part is of no use, and may be as large as the guest.
+        let _ = std::fs::remove_file(path);
+        control.check()?;
+        self.call_off().await?;
+        match error.interrupted() {
+            Some(_) => Err(VmError::MemorySlow { limit }),
+            None => Err(error),
         }
-        written
+    }
+
+    /// Has QEMU write no memory any more. Where it was given up, it is still at it; what has failed has ended already.
+    async fn call_off(&self) -> Result<(), VmError> {
+        let patience = Control::ending_in(CALL_OFF_LIMIT);
+        let called_off = async {
+            self.answered(&patience, self.qmp.execute("migrate_cancel", json!({}))).await?;
+            self.transferred(&patience).await
+        };
+        match called_off.await {
+            // The guest goes on beside it; the next memory file is refused if it is as slow as that.
+            Err(error) if error.interrupted().is_some() => {
+                tracing::warn!("QEMU is still writing memory that nobody wants any more");
+                Ok(())
+            }
+            ended => ended.map(drop),
+        }
     }
 
     /// Reads the machine's state from a memory file. The guest stands still after it.
@@ -175,23 +198,38 @@ impl Vm {
     }
 
     async fn transfer(&self, command: &str, path: &Path, control: &Control) -> Result<(), VmError> {
-        let before = self.seen.borrow().transfers;
         let channel = json!({
             "channel-type": "main",
             "addr": { "transport": "file", "filename": path, "offset": 0 },
         });
         self.answered(control, self.qmp.execute(command, json!({ "channels": [channel] }))).await?;
-        let mut seen = self.seen.clone();
-        let ended = async {
-            match seen.wait_for(|seen| seen.transfers > before).await {
-                Ok(seen) => seen.transfer_failed.clone(),
-                // The connection's end is QEMU's, which the guard tells.
-                Err(_) => std::future::pending().await,
-            }
-        };
-        let Some(status) = self.guard(control, ended).await? else { return Ok(()) };
-        let told = self.answered(control, self.qmp.execute("query-migrate", json!({}))).await?;
-        let reason = told["error-desc"].as_str().unwrap_or(&status).to_owned();
+        let told = self.transferred(control).await?;
+        let status = told["status"].as_str().unwrap_or("not known");
+        if status == "completed" {
+            return Ok(());
+        }
+        let reason = told["error-desc"].as_str().unwrap_or(status).to_owned();
         Err(VmError::Memory { path: path.to_owned(), reason })
+    }
+
+    /// Waits until no memory is on its way any more, and returns QEMU's words about the last that was.
+    async fn transferred(&self, control: &Control) -> Result<Value, VmError> {
+        let mut seen = self.seen.clone();
+        loop {
+            let before = seen.borrow_and_update().transfers;
+            let told = self.answered(control, self.qmp.execute("query-migrate", json!({}))).await?;
+            if matches!(told["status"].as_str(), None | Some("none" | "completed" | "failed" | "cancelled")) {
+                return Ok(told);
+            }
+            // An event only has us ask again: it may be a late one, of a transfer before this.
+            let ended = async {
+                match seen.wait_for(|seen| seen.transfers > before).await {
+                    Ok(_) => {}
+                    // The connection's end is QEMU's, which the guard tells.
+                    Err(_) => std::future::pending().await,
+                }
+            };
+            self.guard(control, ended).await?;
+        }
     }
 }

@@ -41,7 +41,7 @@ use tokio::sync::{Mutex, broadcast, watch};
 use drive::Drive;
 pub use error::VmError;
 use follow::{Follower, Seen};
-pub use freeze::{FreezeTo, Frozen};
+pub use freeze::{FreezeTo, Frozen, MEMORY_LIMIT};
 
 use crate::argv::{SERIAL, arguments, disk_node, qmp_socket, tpm_socket};
 use crate::disk::{Overlay, StoppedMachine};
