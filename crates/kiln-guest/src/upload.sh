@@ -3,11 +3,11 @@
 #   $1 marker   $2 destination   $3 sha256, lower case   $4 bytes   $5 mode   $6 "root" when sudo may be used
 #   $7 the medium's label, or empty for standard input   $8 the file's name on it
 #
-# Answers "MARKER RESULT DETAIL" on one line of standard output; before it, for a medium, lines "MARKER at BYTES". The
-# file is written aside in the directory of its destination, its digest taken from what lies there, then renamed: nobody
-# sees a part of it. A symbolic link is followed, and a file that was there keeps its owner and mode. When the link
-# breaks, standard input ends early, the size does not fit, and the part is removed by the same path as any other
-# failure. A medium is mounted for this one file, where only its own permissions count.
+# Answers "MARKER RESULT DETAIL" on one line of standard output, after lines "MARKER at BYTES". The file is written aside in
+# the directory of its destination, its digest taken from what lies there, then renamed: nobody sees a part of it. A
+# symbolic link is followed, and a file that was there keeps its owner and mode. When the link breaks, standard input ends
+# early, the size does not fit, and the part is removed by the same path as any other failure. A medium is mounted for this
+# one file, where only its own permissions count.
 LC_ALL=C
 export LC_ALL
 marker=$1 dest=$2 digest=$3 size=$4 mode=$5 root=$6 label=${7-} name=${8-}
@@ -90,6 +90,8 @@ place() {
     said=$($as chown "${kept#* }" "$aside" 2>&1) || answer denied "$said"
   fi
   said=$($as chmod "$mode" "$aside" 2>&1) || answer denied "$said"
+  # Taking the digest may have taken long: where nobody listens any more, this is the end of us.
+  printf '%s at %s\n' "$marker" "$size"
   said=$($as mv -f "$aside" "$dest" 2>&1 </dev/null) || answer denied "$said"
   aside=''
   answer placed "${as:+root}"

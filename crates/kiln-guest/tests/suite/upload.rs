@@ -259,6 +259,40 @@ fn tools(names: &[(&str, &str)]) -> tempfile::TempDir {
     dir
 }
 
+/// The digest of a large file takes long: who has gone meanwhile gets no file.
+#[tokio::test]
+async fn an_upload_that_nobody_waits_for_any_more_gets_no_name() {
+    let tools = tempfile::tempdir().unwrap();
+    let (asked, go_on) = (tools.path().join("asked"), tools.path().join("go-on"));
+    let slow = tools.path().join("sha256sum");
+    let script = format!(
+        "#!/bin/sh\n: > {}\nwhile [ ! -e {} ]; do sleep 0.05; done\nexec /usr/bin/sha256sum \"$@\"\n",
+        asked.display(),
+        go_on.display()
+    );
+    std::fs::write(&slow, script).unwrap();
+    std::fs::set_permissions(&slow, std::fs::Permissions::from_mode(0o755)).unwrap();
+    let path = format!("{}:/usr/local/bin:/usr/bin:/bin", tools.path().display());
+    let Some(lab) = Lab::start_with(&[("PATH", &path)]).await else { return };
+    let source = Source::new(100_000);
+    let remote = lab.server.home().join("file");
+    let control = control();
+    let (local, named) = (source.path(), remote.to_str().unwrap());
+    let upload =
+        lab.guest.upload(local.as_path().into(), named, 0o644, source.digest, false, |_| (), &control);
+    let cancel = async {
+        crate::until(|| asked.exists().then_some(())).await;
+        control.cancel();
+    };
+    let (uploaded, ()) = tokio::join!(upload, cancel);
+    assert!(uploaded.unwrap_err().interrupted().is_some());
+    // The server has closed the command's channel when it answers the next one.
+    lab.guest.exec("true", b"", &crate::control()).await.unwrap();
+    std::fs::write(&go_on, "").unwrap();
+    crate::until(|| lab.leftovers().is_empty().then_some(())).await;
+    assert!(!remote.exists());
+}
+
 #[tokio::test]
 async fn a_guest_without_sha256sum_takes_the_digest_with_what_it_has() {
     const BASE: [(&str, &str); 9] = [
