@@ -53,5 +53,5 @@ pub use keys::{KeyPair, PublicKey};
 pub use quote::sh_quote;
 pub use renew::{HostKey, Renewal};
 pub use session::Stream;
-pub use step::{DetachedStep, OutputChunk, StepEnd, StepNotice};
+pub use step::{DetachedStep, OutputChunk, PlacedScript, StepEnd, StepNotice, StepScript};
 pub use upload::{PlacedAs, UploadFailure, UploadFrom, Uploaded};

@@ -73,7 +73,7 @@ impl DetachedStep {
         if !self.interpreter.is_empty() {
             let words: Vec<String> = self.interpreter.iter().map(|word| sh_quote(word)).collect();
             call.push_str(&format!("exec {} \"$script\"{args}\n", words.join(" ")));
-        } else if self.script.starts_with(b"#!") || self.script.starts_with(b"\x7fELF") {
+        } else if self.script.runs_itself() {
             call.push_str(&format!("exec \"$script\"{args}\n"));
         } else {
             if !self.privileged {
@@ -92,14 +92,15 @@ impl Following<'_> {
         let act = format!("starting step {}", self.step.id);
         let nonce = self.nonce.as_str();
         let run = without_comments(&[GOING_DOWN, include_str!("runner.sh")].concat());
-        let mut stdin = Vec::with_capacity(self.step.script.len() + run.len() + 1024);
+        let (bytes, placed) = self.step.script.parts();
+        let mut stdin = Vec::with_capacity(bytes.len() + run.len() + 1024);
         stdin.extend_from_slice(self.step.call().as_bytes());
         stdin.extend_from_slice(format!("end-of-call-{nonce}\n{run}end-of-run-{nonce}\n").as_bytes());
-        stdin.extend_from_slice(&self.step.script);
+        stdin.extend_from_slice(bytes);
 
-        let size = self.step.script.len().to_string();
+        let size = self.step.script.bytes().to_string();
         let who = if self.step.privileged { "root" } else { "user" };
-        let mut args = vec![nonce, who, self.step.extension, &size, meant_for];
+        let mut args = vec![nonce, who, self.step.extension, &size, meant_for, placed];
         args.extend(SCRIPT_DIRS);
         let script = [LETS_RUN, include_str!("launch.sh")].concat();
         let output = self.guest.ask(&act, &script_command(&script, &args), &stdin, control).await?;
@@ -176,7 +177,7 @@ mod tests {
         let mut step = DetachedStep::new("s", "#!/bin/sh\ntrue");
         step.args = vec!["a b".to_owned()];
         assert!(step.call().ends_with("exec \"$script\" 'a b'\n"));
-        step.script = b"echo".to_vec();
+        step.script = "echo".into();
         assert!(step.call().contains("exec \"$SHELL\" \"$script\" 'a b'"));
         step.privileged = true;
         assert!(step.call().ends_with("exec /bin/sh \"$script\" 'a b'\n") && !step.call().contains("SHELL"));

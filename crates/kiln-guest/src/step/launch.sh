@@ -1,15 +1,17 @@
 # Starts a detached step, once.
 #
 #   $1 nonce of the step   $2 "root" or "user"   $3 extension and   $4 bytes of the script
-#   $5 the boot it is meant for   $6… directories for the script, best first
+#   $5 the boot it is meant for   $6 where the script lies in the guest already, or empty
+#   $7… directories for the script, best first
 #
 # Standard input: the lines of the file "call", a line "end-of-call-NONCE", the lines of the file "run", a line
-# "end-of-run-NONCE", then the bytes of the script. Answers in lines "kiln-launch-NONCE WORD DETAIL" on standard
-# output. May be run again with the same nonce when the answer got lost: the step is begun once.
+# "end-of-run-NONCE", then, where $6 is empty, the bytes of the script. Answers in lines
+# "kiln-launch-NONCE WORD DETAIL" on standard output. May be run again with the same nonce when the answer got lost: the
+# step is begun once.
 #
 # The step's folder lies where it survives a restart; the script lies where it may be executed.
-nonce=$1 as=$2 extension=$3 size=$4 meant=$5
-shift 5
+nonce=$1 as=$2 extension=$3 size=$4 meant=$5 placed=$6
+shift 6
 answer() { printf 'kiln-launch-%s %s %s\n' "$nonce" "$1" "$2"; }
 fail() { answer failed "$1"; exit 0; }
 read -r boot < /proc/sys/kernel/random/boot_id
@@ -84,7 +86,12 @@ take_lines() {
 }
 said=$(take_lines "end-of-call-$nonce" 2>&1 >"$new/call") || give_up "the call did not arrive whole $said"
 said=$(take_lines "end-of-run-$nonce" 2>&1 >"$new/run") || give_up "the runner did not arrive whole $said"
-said=$(cat 2>&1 >"$script") || give_up "$said"
+if [ -z "$placed" ]; then
+  said=$(cat 2>&1 >"$script") || give_up "$said"
+else
+  # One more name for it, or a copy where that cannot be: should this try be cut off, the next one finds it still there.
+  said=$({ ln "$placed" "$script" 2>/dev/null || cp "$placed" "$script"; } 2>&1) || give_up "$said"
+fi
 [ "$(($(wc -c < "$script")))" = "$size" ] || give_up 'the script did not arrive whole'
 said=$({ chmod 755 "$script" &&
   printf '%s\n' "$boot" > "$new/boot" &&

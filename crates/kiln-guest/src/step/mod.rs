@@ -21,12 +21,16 @@
 //! * **A step that asks for a restart and exits** is not over before the guest is up again: the guest is asked
 //!   whether it is going down.
 //!
+//! A small script travels with the command that starts it. A large one is put into the guest beforehand, as any file is
+//! ([`PlacedScript`]): streamed, or taken from a medium, its digest checked there; the step takes it over from then on.
+//!
 //! Limits: where logind ends a user's processes with the last connection (`KillUserProcesses=yes`, off in the
 //! distributions' images), a lost link ends the step too: [`GuestError::StepLost`]. What a step prints lies on the
 //! guest's disk until the step ends. Without systemd or sysvinit a scheduled restart cannot be asked for.
 
 mod attend;
 mod launch;
+mod script;
 
 use std::time::Duration;
 
@@ -38,6 +42,8 @@ use crate::guest::{Guest, script_command};
 use crate::session::Broken;
 use attend::{Attended, Header, State};
 use launch::{Launched, Place};
+
+pub use script::{PlacedScript, StepScript};
 
 /// Where a script may lie, best first; `~` is the login user's home. Azure VM Image Builder uses /tmp, which
 /// hardened images mount noexec.
@@ -62,8 +68,8 @@ const FRUITLESS_LIMIT: u32 = 20;
 pub struct DetachedStep {
     /// Names the step in messages; nothing in the guest is called after it.
     pub id: String,
-    /// Written as it is; line ends are the caller's business.
-    pub script: Vec<u8>,
+    /// Run as it is; line ends are the caller's business.
+    pub script: StepScript,
     /// Of the script's file name, without the dot: PowerShell refuses files that do not end in `ps1`.
     pub extension: &'static str,
     /// As root, by `sudo -n`, instead of as the login user.
@@ -79,7 +85,7 @@ pub struct DetachedStep {
 
 impl DetachedStep {
     /// A shell script run as the login user.
-    pub fn new(id: impl Into<String>, script: impl Into<Vec<u8>>) -> Self {
+    pub fn new(id: impl Into<String>, script: impl Into<StepScript>) -> Self {
         Self {
             id: id.into(),
             script: script.into(),
@@ -97,7 +103,7 @@ impl std::fmt::Debug for DetachedStep {
     fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
         f.debug_struct("DetachedStep")
             .field("id", &self.id)
-            .field("bytes", &self.script.len())
+            .field("bytes", &self.script.bytes())
             .field("privileged", &self.privileged)
             .finish_non_exhaustive()
     }
@@ -179,9 +185,8 @@ impl Guest {
         mut on_output: impl FnMut(OutputChunk<'_>),
         control: &Control,
     ) -> Result<StepEnd, GuestError> {
-        step.check()?;
-        let mut following =
-            Following { guest: self, step: &step, nonce: nonce(), stdout: 0, stderr: 0, lost: None };
+        let nonce = step.script.nonce();
+        let mut following = Following { guest: self, step: &step, nonce, stdout: 0, stderr: 0, lost: None };
         let end = following.follow(&mut on_output, control).await;
         let nonce = following.nonce;
         if end.is_ok() {
@@ -234,6 +239,8 @@ impl Following<'_> {
         on_output: &mut impl FnMut(OutputChunk<'_>),
         control: &Control,
     ) -> Result<StepEnd, GuestError> {
+        // Not earlier: a script that lies in the guest is removed whatever is wrong with its step.
+        self.step.check()?;
         // Whatever happens: never run again in a later boot.
         let boot_id = self.guest.boot_id(control).await?;
         let reset: Result<StepEnd, GuestError> = Ok(StepEnd::RebootedDuring { orderly: false });

@@ -1,8 +1,10 @@
+use std::os::unix::fs::PermissionsExt as _;
 use std::path::{Path, PathBuf};
 use std::sync::{Arc, Mutex};
 use std::time::{Duration, Instant};
 
-use kiln_guest::{DetachedStep, GuestError, OutputChunk, StepEnd, StepNotice};
+use kiln_guest::{DetachedStep, GuestError, OutputChunk, PlacedScript, StepEnd, StepNotice, UploadFrom};
+use kiln_host::digest::sha256;
 use kiln_host::process::Invocation;
 use kiln_host::wait::{Control, Interrupted};
 
@@ -73,6 +75,31 @@ impl Lab {
     }
 }
 
+impl Lab {
+    /// Puts a script into the guest before its step, as one is that is too large to travel with a command.
+    async fn placed(&self, directory: &Path, script: &[u8]) -> PlacedScript {
+        let local = tempfile::NamedTempFile::new().unwrap();
+        std::fs::write(local.path(), script).unwrap();
+        let placed = PlacedScript::new(directory.to_str().unwrap(), script.len() as u64, script);
+        let (from, digest) = (UploadFrom::Link(local.path()), sha256(script));
+        self.guest.upload(from, placed.path(), 0o700, digest, false, |_| (), &control()).await.unwrap();
+        placed
+    }
+
+    /// Whatever in this guest has the name of that script's step in its own.
+    fn traces_of(&self, placed: &PlacedScript) -> Vec<PathBuf> {
+        let nonce = placed.path().rsplit('_').nth(1).unwrap();
+        assert_eq!(nonce.len(), 32, "{}", placed.path());
+        [Path::new("/tmp"), Path::new("/var/tmp"), &self.server.home()]
+            .into_iter()
+            .flat_map(|folder| std::fs::read_dir(folder).unwrap())
+            .map(|entry| entry.unwrap().path())
+            .filter(|path| path.to_string_lossy().contains(nonce))
+            .collect()
+    }
+}
+
+const NOTHING: [PathBuf; 0] = [];
 const DONE: StepEnd = StepEnd::Exited { code: 0 };
 
 #[tokio::test]
@@ -147,6 +174,101 @@ async fn a_script_without_shebang_is_the_login_shells_and_an_interpreter_is_obey
     let (end, heard) = lab.run(DetachedStep::new("crlf", "#!/bin/sh\r\necho no\r\n")).await;
     assert_eq!(end.unwrap(), StepEnd::Exited { code: 127 });
     assert!(String::from_utf8_lossy(&heard.stderr).contains("not found"), "{heard:?}", heard = heard.stderr);
+}
+
+/// A script with its payload behind it, as self-extracting installers are.
+fn self_extracting() -> Vec<u8> {
+    let head = b"#!/bin/sh\ntail -n +4 \"$0\" | sha256sum; tail -n +4 \"$0\" | wc -c\nexit 3\n";
+    let mut script = head.to_vec();
+    let mut state = 1_u32;
+    script.extend(
+        std::iter::repeat_with(|| {
+            state = state.wrapping_mul(1_664_525).wrapping_add(1_013_904_223);
+            (state >> 24).to_le_bytes()[0]
+        })
+        .take(5 << 20),
+    );
+    script
+}
+
+#[tokio::test]
+async fn a_script_that_lies_in_the_guest_is_run_and_goes_with_its_step() {
+    let Some(lab) = Lab::start().await else { return };
+    let script = self_extracting();
+    let payload = kiln_host::digest::hex(&sha256(&script[script.len() - (5 << 20)..]));
+    // In the place where it is run from, and in another.
+    for directory in [PathBuf::from("/tmp"), lab.server.home()] {
+        let placed = lab.placed(&directory, &script).await;
+        assert_eq!(lab.traces_of(&placed), [PathBuf::from(placed.path())]);
+        let (end, heard) = lab.run(DetachedStep::new("large", placed.clone())).await;
+        assert_eq!(end.unwrap(), StepEnd::Exited { code: 3 });
+        let said = heard.text();
+        assert_eq!(said.split_whitespace().collect::<Vec<_>>(), [payload.as_str(), "-", "5242880"], "{said}");
+        assert_eq!(heard.script().parent(), Some(Path::new("/tmp")));
+        assert_eq!(heard.script().extension().unwrap(), "sh");
+        assert_eq!(lab.traces_of(&placed), NOTHING);
+        lab.no_trace(&heard);
+    }
+    // How it is run is known from its first bytes, as of any other.
+    let placed = lab.placed(Path::new("/tmp"), b"echo bare").await;
+    let (end, heard) = lab.run(DetachedStep::new("bare", placed.clone())).await;
+    assert_eq!((end.unwrap(), heard.text().as_str()), (DONE, "bare\n"));
+    assert_eq!(lab.traces_of(&placed), NOTHING);
+    let placed = lab.placed(Path::new("/tmp"), b"BEGIN { print \"awk\"; exit 5 }").await;
+    let interpreter = vec!["awk".to_owned(), "-f".to_owned()];
+    let step = DetachedStep { interpreter, extension: "awk", ..DetachedStep::new("awk", placed.clone()) };
+    let (end, heard) = lab.run(step).await;
+    assert_eq!((end.unwrap(), heard.text().as_str()), (StepEnd::Exited { code: 5 }, "awk\n"));
+    assert_eq!(heard.script().extension().unwrap(), "awk");
+    assert_eq!(lab.traces_of(&placed), NOTHING);
+}
+
+#[tokio::test]
+async fn a_script_that_lies_in_the_guest_goes_when_its_step_is_not_begun() {
+    let Some(lab) = Lab::start().await else { return };
+    let ran = lab.server.home().join("ran");
+    let script = format!("#!/bin/sh\ntouch {}\n", ran.display());
+    let place = || lab.placed(Path::new("/tmp"), script.as_bytes());
+
+    // Nothing that a shell can pass on.
+    let placed = place().await;
+    let env = vec![("A B".to_owned(), String::new())];
+    let (end, _) = lab.run(DetachedStep { env, ..DetachedStep::new("bad", placed.clone()) }).await;
+    assert!(matches!(&end, Err(GuestError::BadStep { .. })), "{end:?}");
+    assert_eq!(lab.traces_of(&placed), NOTHING);
+
+    // Somebody has cut it, or taken it away.
+    let placed = place().await;
+    std::fs::write(placed.path(), "#!/bin/sh\n").unwrap();
+    let (end, _) = lab.run(DetachedStep::new("cut", placed.clone())).await;
+    assert!(end.as_ref().is_err_and(|error| error.to_string().contains("did not arrive whole")), "{end:?}");
+    assert_eq!(lab.traces_of(&placed), NOTHING);
+    let placed = place().await;
+    std::fs::remove_file(placed.path()).unwrap();
+    let (end, _) = lab.run(DetachedStep::new("gone", placed.clone())).await;
+    assert!(matches!(&end, Err(GuestError::Inside { .. })), "{end:?}");
+    assert_eq!(lab.traces_of(&placed), NOTHING);
+
+    // The control ends before it begins.
+    let placed = place().await;
+    let canceled = control();
+    canceled.cancel();
+    let (end, _) = lab.run_until(DetachedStep::new("late", placed.clone()), &canceled).await;
+    assert_eq!(end.unwrap_err().interrupted(), Some(Interrupted::Canceled));
+    assert_eq!(lab.traces_of(&placed), NOTHING);
+    assert!(!ran.exists());
+}
+
+#[tokio::test]
+async fn a_script_that_lies_in_the_guest_is_copied_where_it_cannot_have_two_names() {
+    let tools = tempfile::tempdir().unwrap();
+    std::os::unix::fs::symlink("/bin/false", tools.path().join("ln")).unwrap();
+    let path = format!("{}:/usr/local/bin:/usr/bin:/bin", tools.path().display());
+    let Some(lab) = Lab::start_with(&[("PATH", &path)]).await else { return };
+    let placed = lab.placed(&lab.server.home(), b"#!/bin/sh\necho copied\n").await;
+    let (end, heard) = lab.run(DetachedStep::new("copied", placed.clone())).await;
+    assert_eq!((end.unwrap(), heard.text().as_str()), (DONE, "copied\n"));
+    assert_eq!(lab.traces_of(&placed), NOTHING);
 }
 
 #[tokio::test]
@@ -232,6 +354,60 @@ async fn a_step_is_started_once_whenever_the_link_breaks() {
 }
 
 #[tokio::test]
+async fn a_script_that_lies_in_the_guest_is_started_once_whenever_the_link_breaks() {
+    let Some(lab) = Lab::start().await else { return };
+    for after in [0, 3, 6, 10, 15, 20, 30, 45, 60, 90] {
+        let ran = lab.server.home().join(format!("ran-{after}"));
+        let script = format!("#!/bin/sh\necho x >> {}\nsleep 0.2\necho done\n", ran.display());
+        let placed = lab.placed(Path::new("/tmp"), script.as_bytes()).await;
+        let cut = async {
+            tokio::time::sleep(Duration::from_millis(after)).await;
+            lab.proxy.cut();
+        };
+        let step = DetachedStep::new("once", placed.clone());
+        let ((end, heard), ()) = tokio::join!(lab.run(step), cut);
+        assert_eq!(end.unwrap(), DONE, "cut after {after} ms");
+        assert_eq!(heard.text(), "done\n", "cut after {after} ms");
+        assert_eq!(std::fs::read_to_string(&ran).unwrap(), "x\n", "cut after {after} ms");
+        assert_eq!(lab.traces_of(&placed), NOTHING, "cut after {after} ms");
+        lab.no_trace(&heard);
+    }
+}
+
+/// The first try to start it is cut off and comes to its end when the step, begun by the second, is over and gone.
+#[tokio::test]
+async fn a_late_try_neither_takes_a_script_away_nor_brings_it_back() {
+    let tools = tempfile::tempdir().unwrap();
+    let (first, go_on) = (tools.path().join("first"), tools.path().join("go-on"));
+    // What comes after the script has got its name.
+    let slow = format!(
+        "#!/bin/sh\nif mkdir {}; then while [ ! -e {} ]; do sleep 0.05; done; fi\nexec /usr/bin/mkfifo \"$@\"\n",
+        first.display(),
+        go_on.display()
+    );
+    std::fs::write(tools.path().join("mkfifo"), slow).unwrap();
+    std::fs::set_permissions(tools.path().join("mkfifo"), std::fs::Permissions::from_mode(0o755)).unwrap();
+    let path = format!("{}:/usr/local/bin:/usr/bin:/bin", tools.path().display());
+    let Some(lab) = Lab::start_with(&[("PATH", &path)]).await else { return };
+    let ran = lab.server.home().join("ran");
+    let script = format!("#!/bin/sh\necho x >> {}\n", ran.display());
+    let placed = lab.placed(Path::new("/tmp"), script.as_bytes()).await;
+    let cut = async {
+        until(|| first.exists().then_some(())).await;
+        lab.proxy.cut();
+    };
+    let ((end, heard), ()) = tokio::join!(lab.run(DetachedStep::new("twice", placed.clone())), cut);
+    assert_eq!(end.unwrap(), DONE);
+    lab.no_trace(&heard);
+    std::fs::write(&go_on, "").unwrap();
+    // The last that the late one does.
+    let sleeper = format!("{}/mkfifo", tools.path().display());
+    until(|| Invocation::new("pgrep").args(["-f", &sleeper]).run_blocking().is_err().then_some(())).await;
+    until(|| lab.traces_of(&placed).is_empty().then_some(())).await;
+    assert_eq!(std::fs::read_to_string(&ran).unwrap(), "x\n");
+}
+
+#[tokio::test]
 async fn much_output_and_odd_output_arrive_as_they_are() {
     let Some(lab) = Lab::start().await else { return };
     // 50 MB of numbers, counted here as they come.
@@ -313,19 +489,24 @@ async fn canceling_kills_the_whole_step() {
          while :; do sleep 1; done\n",
         p = pids.display()
     );
-    let control = control();
-    let cancel = async {
-        until(|| pids.exists().then_some(())).await;
-        control.cancel();
-    };
-    let begin = Instant::now();
-    let ((end, heard), ()) = tokio::join!(lab.run_until(DetachedStep::new("long", script), &control), cancel);
-    assert_eq!(end.unwrap_err().interrupted(), Some(Interrupted::Canceled));
-    assert!(begin.elapsed() < Duration::from_secs(6), "{:?}", begin.elapsed());
-    lab.no_trace(&heard);
-    for pid in std::fs::read_to_string(&pids).unwrap().lines() {
-        until(|| (!alive(pid)).then_some(())).await;
+    let placed = lab.placed(Path::new("/tmp"), script.as_bytes()).await;
+    for step in [DetachedStep::new("long", script), DetachedStep::new("long", placed.clone())] {
+        let control = control();
+        let cancel = async {
+            until(|| pids.exists().then_some(())).await;
+            control.cancel();
+        };
+        let begin = Instant::now();
+        let ((end, heard), ()) = tokio::join!(lab.run_until(step, &control), cancel);
+        assert_eq!(end.unwrap_err().interrupted(), Some(Interrupted::Canceled));
+        assert!(begin.elapsed() < Duration::from_secs(6), "{:?}", begin.elapsed());
+        lab.no_trace(&heard);
+        for pid in std::fs::read_to_string(&pids).unwrap().lines() {
+            until(|| (!alive(pid)).then_some(())).await;
+        }
+        std::fs::remove_file(&pids).unwrap();
     }
+    assert_eq!(lab.traces_of(&placed), NOTHING);
 }
 
 fn alive(pid: &str) -> bool {
