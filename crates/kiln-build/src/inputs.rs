@@ -25,6 +25,12 @@ impl Inputs {
     }
 }
 
+impl FromIterator<(u32, StoredInput)> for Inputs {
+    fn from_iter<I: IntoIterator<Item = (u32, StoredInput)>>(stored: I) -> Self {
+        Self { by_position: stored.into_iter().collect() }
+    }
+}
+
 /// Fetches them all, in parallel, each once.
 pub async fn fetch(run: &Run) -> Result<Inputs, BuildError> {
     let wants: Vec<(u32, InputRef)> = run

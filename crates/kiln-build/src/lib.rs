@@ -36,6 +36,7 @@ mod medium;
 mod password_file;
 pub mod resume;
 pub mod run_dir;
+mod scripts;
 mod seed;
 mod serial;
 pub mod share;

@@ -1,4 +1,6 @@
-//! Inputs by medium: what File customizers place travels in the machine's drive, and not over a connection.
+//! Inputs by medium: what File customizers place, and scripts that are large, travel in the machine's drive and not over a
+//! connection. Small scripts are no files: they go with the commands that start them (see [`crate::scripts`]), and no medium
+//! is changed for them.
 //!
 //! ```text
 //!  Linux     one medium from the first boot on: seed and inputs. It stays: a cloud-init that finds its seed gone in a
@@ -6,18 +8,21 @@
 //!  Windows   the answer file's medium goes after the login, as it has passwords; one with the inputs follows, and goes
 //!            before Sysprep, which looks for answer files on removable drives
 //! ```
-//! The digest is checked inside, on the bytes as they lie on the guest's disk, whichever way they came. A guest that cannot
-//! read a medium gets its files over the connection, and so does each file that no medium can hold.
+//! Only what is still to be done is on it: a machine that an earlier run kept has what its customizers brought. The digest is
+//! checked inside, on the bytes as they lie on the guest's disk, whichever way they came. A guest that cannot read a medium
+//! gets its files over the connection, and so does each file that no medium can hold.
 
-use std::collections::BTreeSet;
+use std::collections::BTreeMap;
 use std::sync::atomic::{AtomicBool, Ordering};
 
 use kiln_library::StoredInput;
-use kiln_model::plan::CustomizerAction;
+use kiln_model::plan::{Customizer, CustomizerAction};
 use kiln_qemu::media::{Contents, FILE_LIMIT};
 
 use crate::context::Run;
+use crate::error::BuildError;
 use crate::inputs::Inputs;
+use crate::scripts;
 
 /// Room that the run's disk keeps, bytes: a medium is a copy.
 const ROOM_LEFT: u64 = 1 << 30;
@@ -27,60 +32,64 @@ const ROOM_LEFT: u64 = 1 << 30;
 pub(crate) struct OnMedium {
     /// Of our own, and this run's: an answer file or a seed is looked for in the root, and a guest may have other drives.
     folder: String,
-    positions: BTreeSet<u32>,
+    /// By the customizer's position: as the guest is to have it.
+    files: BTreeMap<u32, StoredInput>,
     /// The guest could not read it once: nobody tries again.
     unreadable: AtomicBool,
 }
 
 impl OnMedium {
-    /// Those of this run, as far as a medium can hold them and this host has room for one.
-    pub(crate) fn choose(run: &Run, inputs: &Inputs) -> Self {
-        let mut chosen = Vec::new();
-        for customizer in &run.plan.customizers {
-            if !matches!(customizer.action, CustomizerAction::File { .. }) {
-                continue;
-            }
-            let Some(input) = inputs.get(customizer.position) else { continue };
-            if input.size > FILE_LIMIT {
-                run.journal.info(format!(
-                    "{} goes over the connection: no medium holds a file of {} bytes",
-                    customizer.title(),
-                    input.size
-                ));
-                continue;
-            }
-            chosen.push((customizer.position, input.size));
+    /// Those of the customizers after the first `done`, as far as a medium can hold them and this host has room for one.
+    ///
+    /// # Errors
+    /// A large script that cannot be converted; [`BuildError::Interrupted`].
+    pub(crate) async fn choose(run: &Run, inputs: &Inputs, done: usize) -> Result<Self, BuildError> {
+        let (chosen, too_large) = chosen(&run.plan.customizers, inputs, done);
+        for (customizer, input) in too_large {
+            run.journal.info(format!(
+                "{} goes over the connection: no medium holds a file of {} bytes",
+                customizer.title(),
+                input.size
+            ));
         }
         if chosen.is_empty() {
-            return Self::default();
+            return Ok(Self::default());
         }
-        let total: u64 = chosen.iter().map(|(_, size)| size).sum();
+        // One that is converted lies beside the medium, too.
+        let copies = |action: &CustomizerAction| if scripts::is_converted(action) { 2 } else { 1 };
+        let total: u64 =
+            chosen.iter().map(|(customizer, input)| input.size * copies(&customizer.action)).sum();
         if let Err(error) = kiln_host::space::ensure_room(run.workspace.folder(), total + ROOM_LEFT) {
             run.journal
                 .info(format!("inputs go over the connection, for want of room for a medium: {error}"));
-            return Self::default();
+            return Ok(Self::default());
         }
-        Self {
-            folder: format!("kiln-{}", run.request.run_id.short()),
-            positions: chosen.into_iter().map(|(position, _)| position).collect(),
-            unreadable: AtomicBool::new(false),
+        let mut files = BTreeMap::new();
+        for (customizer, input) in chosen {
+            files.insert(customizer.position, scripts::as_file(run, customizer, input).await?);
         }
+        let folder = format!("kiln-{}", run.request.run_id.short());
+        Ok(Self { folder, files, unreadable: AtomicBool::new(false) })
     }
 
     pub(crate) fn is_empty(&self) -> bool {
-        self.positions.is_empty()
+        self.files.is_empty()
     }
 
     /// Name on the medium and contents, for its writer.
-    pub(crate) fn files<'a>(&self, inputs: &'a Inputs) -> Vec<(String, &'a StoredInput)> {
-        let named = |position: &u32| Some((self.path(*position), inputs.get(*position)?));
-        self.positions.iter().filter_map(named).collect()
+    pub(crate) fn files(&self) -> Vec<(String, &StoredInput)> {
+        self.files.iter().map(|(position, file)| (self.path(*position), file)).collect()
     }
 
     /// The name of a customizer's file, where the guest may find it on the medium.
     pub(crate) fn name(&self, position: u32) -> Option<String> {
-        let there = self.positions.contains(&position) && !self.unreadable.load(Ordering::Relaxed);
+        let there = self.files.contains_key(&position) && !self.unreadable.load(Ordering::Relaxed);
         there.then(|| self.path(position))
+    }
+
+    /// A customizer's file as the guest is to have it, whether that can read the medium or not.
+    pub(crate) fn file(&self, position: u32) -> Option<&StoredInput> {
+        self.files.get(&position)
     }
 
     fn path(&self, position: u32) -> String {
@@ -95,6 +104,22 @@ impl OnMedium {
             ));
         }
     }
+}
+
+type Fetched<'a> = (&'a Customizer, &'a StoredInput);
+
+/// What goes on a medium, and what would if it were not too large for one.
+fn chosen<'a>(
+    customizers: &'a [Customizer],
+    inputs: &'a Inputs,
+    done: usize,
+) -> (Vec<Fetched<'a>>, Vec<Fetched<'a>>) {
+    customizers
+        .iter()
+        .skip(done)
+        .filter_map(|customizer| Some((customizer, inputs.get(customizer.position)?)))
+        .filter(|(customizer, input)| scripts::is_file(&customizer.action, input.size))
+        .partition(|(_, input)| input.size <= FILE_LIMIT)
 }
 
 /// What a medium's writer takes.
@@ -115,5 +140,66 @@ impl std::fmt::Display for Way {
             Self::Medium => "by medium",
             Self::Link => "over the connection",
         })
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use kiln_model::Sha256;
+    use kiln_model::plan::{InputLocation, InputRef, Script};
+
+    use super::*;
+    use crate::scripts::LARGE_SCRIPT;
+
+    fn customizer(position: u32, kind: &str) -> Customizer {
+        let source =
+            || InputRef { location: InputLocation::Url(format!("https://a/{position}")), sha256: None };
+        let action = match kind {
+            "File" => CustomizerAction::File { source: source(), destination: "/srv/".to_owned() },
+            "inline" => CustomizerAction::Shell { script: Script::Inline(vec!["true".to_owned()]) },
+            "Shell" => CustomizerAction::Shell { script: Script::Fetched(source()) },
+            _ => CustomizerAction::PowerShell {
+                script: Script::Fetched(source()),
+                run_elevated: false,
+                run_as_system: false,
+                valid_exit_codes: vec![0],
+            },
+        };
+        Customizer { position, name: String::new(), action }
+    }
+
+    fn stored(size: u64) -> StoredInput {
+        StoredInput { sha256: Sha256::from_bytes([7; 32]), size, path: "/nowhere".into() }
+    }
+
+    /// The positions of what goes on a medium, and of what is too large for one.
+    fn positions(wanted: &[(&str, u64)], done: usize) -> (Vec<u32>, Vec<u32>) {
+        let customizers: Vec<_> =
+            (1..).zip(wanted).map(|(position, (kind, _))| customizer(position, kind)).collect();
+        let fetched = customizers.iter().zip(wanted).filter(|(customizer, _)| customizer.input().is_some());
+        let inputs = fetched.map(|(customizer, (_, size))| (customizer.position, stored(*size))).collect();
+        let (on_it, too_large) = chosen(&customizers, &inputs, done);
+        let of = |these: Vec<Fetched<'_>>| these.iter().map(|(customizer, _)| customizer.position).collect();
+        (of(on_it), of(too_large))
+    }
+
+    #[test]
+    fn files_and_large_scripts_go_on_a_medium_that_can_hold_them() {
+        for kind in ["Shell", "PowerShell"] {
+            let sizes = [0, LARGE_SCRIPT, LARGE_SCRIPT + 1, FILE_LIMIT, FILE_LIMIT + 1];
+            let wanted = sizes.map(|size| (kind, size));
+            assert_eq!(positions(&wanted, 0), (vec![3, 4], vec![5]), "{kind}");
+        }
+        let files = [("File", 0), ("inline", 0), ("File", FILE_LIMIT), ("File", FILE_LIMIT + 1)];
+        assert_eq!(positions(&files, 0), (vec![1, 3], vec![4]));
+    }
+
+    #[test]
+    fn what_a_kept_machine_has_seen_is_not_on_its_medium() {
+        let wanted = [("File", 1), ("Shell", LARGE_SCRIPT + 1), ("File", FILE_LIMIT + 1), ("Shell", 1)];
+        for (done, on_it) in [(0, vec![1, 2]), (1, vec![2]), (2, vec![]), (4, vec![])] {
+            assert_eq!(positions(&wanted, done).0, on_it, "{done} done");
+        }
+        assert_eq!(positions(&wanted, 3).1, Vec::<u32>::new());
     }
 }

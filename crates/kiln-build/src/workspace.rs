@@ -1,4 +1,4 @@
-//! The work folder of a run: overlay, seed media, firmware variables, keys.
+//! The work folder of a run: overlay, media, scripts, firmware variables, keys.
 //!
 //! Everything in it is named once, here, and goes when the run ends.
 
@@ -46,6 +46,10 @@ impl Workspace {
     /// The medium with the inputs of a Windows' build.
     pub fn inputs_medium(&self) -> PathBuf {
         self.work.join("inputs.iso")
+    }
+    /// A large script as the guest is to have it, where that is not as it was fetched.
+    pub fn script(&self, position: u32) -> PathBuf {
+        self.work.join(format!("script-{position}"))
     }
     /// The UEFI variables of this machine.
     pub fn uefi_vars(&self) -> PathBuf {

@@ -154,7 +154,8 @@ fn platform(argv: &mut Argv, machine: &Machine) {
             argv.pair("-accel", "kvm").pair("-cpu", format!("{cpu_model},enforce{enlightenments}{more}"));
         }
         Accelerator::Tcg { .. } => {
-            argv.pair("-accel", "tcg,thread=multi").pair("-cpu", format!("max{SLOW_UNDER_TCG}{enlightenments}"));
+            argv.pair("-accel", "tcg,thread=multi")
+                .pair("-cpu", format!("max{SLOW_UNDER_TCG}{enlightenments}"));
         }
     }
     if windows {

@@ -193,17 +193,25 @@ fn a_failed_step_is_run_again_alone_and_its_disk_can_be_looked_at() {
     assert_eq!(Disk::open(&corrected.vhd()).text("/srv/order"), "one\ntwo\nthree\n");
 }
 
-/// A machine that goes on finds its new run's medium in the drive, and not what it has read of the old one.
+/// A machine that goes on finds its new run's medium in the drive, and not what it has read of the old one. What it has
+/// done already is not on it.
 #[test]
-fn files_come_by_the_new_medium() {
+fn files_and_large_scripts_come_by_the_new_medium() {
     let kiln = keeping();
     let file = kiln.path().join("file");
+    let script = kiln.path().join("script");
+    let look = "#!/bin/sh -e\nmkdir /tmp/m\nmount -t iso9660 -o ro /dev/sr0 /tmp/m\ncd /tmp/m/kiln-*\necho on it: *\n\
+                cd /\numount /tmp/m\nrmdir /tmp/m\nexit\n";
+    std::fs::write(&script, [look.as_bytes(), &[b'#'; 2 << 20]].concat()).unwrap();
     let template = || {
         tiny()
             .file("early", "file:FILE", "/tmp/early")
             .shell("first", ["sudo cp /tmp/early /srv/early"])
             .file("late", "file:FILE", "/tmp/late")
             .shell("second", ["sudo cp /tmp/late /srv/late"])
+            .customizer(json!({
+                "type": "Shell", "name": "large", "scriptUri": format!("file:{}", script.display()),
+            }))
     };
     let early = kiln.path().join("early");
     std::fs::write(&early, "early\n").unwrap();
@@ -213,16 +221,20 @@ fn files_come_by_the_new_medium() {
         let text = text.replace("file:FILE", &format!("file:{}", file.display()));
         kiln.build(&Template::of(&text)).succeeded()
     };
-    let _ = build("one\n");
+    let first = build("one\n");
+    assert_has(&first.log(), " azure-arm: on it: 1 3 5\n");
     let second = build("two, and longer\n");
     assert_has(&said(&second), "File \"late\" is run again: its file has changed");
     assert!(second.steps_done().contains(&"restore".into()));
-    let late = second
-        .events
-        .iter()
-        .map(|line| &line["event"])
-        .find(|event| event["kind"] == "stepEnded" && event["step"]["id"] == "customize/3");
-    assert_has(late.unwrap()["message"].as_str().unwrap(), "by medium");
+    assert_has(&second.log(), " azure-arm: on it: 3 5\n");
+    for step in ["customize/3", "customize/5"] {
+        let ended = second
+            .events
+            .iter()
+            .map(|line| &line["event"])
+            .find(|event| event["kind"] == "stepEnded" && event["step"]["id"] == step);
+        assert_has(ended.unwrap()["message"].as_str().unwrap(), "by medium");
+    }
     let disk = Disk::open(&second.vhd());
     assert_eq!(
         (disk.text("/srv/early"), disk.text("/srv/late")),

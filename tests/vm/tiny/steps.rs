@@ -180,38 +180,67 @@ fn a_missing_destination_folder_is_named_and_not_made() {
     kiln.assert_nothing_left();
 }
 
-/// Files travel on a medium; to a guest that cannot read it they go over the connection, and it is said once.
+/// A script written on a Windows, with a payload behind its last command; and what it prints when a Linux runs it.
+fn large_script() -> (Vec<u8>, String) {
+    let mut script = b"#!/bin/sh\r\ntail -n +4 \"$0\" | sha256sum\r\nid -un; exit 0\r\n".to_vec();
+    let mut state = 1_u32;
+    let payload: Vec<u8> = std::iter::repeat_with(|| {
+        state = state.wrapping_mul(1_664_525).wrapping_add(1_013_904_223);
+        (state >> 24).to_le_bytes()[0]
+    })
+    .take(5 << 20)
+    .collect();
+    script.extend_from_slice(&payload);
+    // As the service does it: every line end becomes a Linux' own, also of bytes that are no text.
+    let unix: Vec<u8> = (0..payload.len())
+        .filter(|&at| payload[at] != b'\r' || payload.get(at + 1) != Some(&b'\n'))
+        .map(|at| payload[at])
+        .collect();
+    assert!(unix.len() < payload.len());
+    let digest = kiln_host::digest::hex(&kiln_host::digest::sha256(&unix));
+    (script, format!(" azure-arm: {digest}  -\n"))
+}
+
+/// Files and large scripts travel on a medium; to a guest that cannot read it they go over the connection, and it is said
+/// once.
 #[test]
-fn files_come_by_medium_or_over_the_connection() {
+fn files_and_large_scripts_come_by_medium_or_over_the_connection() {
     let kiln = Kiln::new();
-    let source = |name: &str, text: &str| {
+    let source = |name: &str, bytes: &[u8]| {
         let path = kiln.path().join(name);
-        std::fs::write(&path, text).unwrap();
+        std::fs::write(&path, bytes).unwrap();
         format!("file://{}", path.display())
     };
-    let (one, two) = (source("one", "one\n"), source("two", "two\n"));
+    let (script, printed) = large_script();
+    let (one, two, script) = (source("one", b"one\n"), source("two", b"two\n"), source("script", &script));
+    let large = |name: &str| json!({ "type": "Shell", "name": name, "scriptUri": script });
     let template = tiny()
         .file("by medium", &one, "/tmp/one")
+        .customizer(large("large by medium"))
         // A drive that lets nobody read: no medium, as far as this guest knows.
         .shell("hide", ["sudo mv /dev/sr0 /dev/hidden"])
         .file("by link", &two, "/tmp/two")
         .file("by link again", &one, "/srv/three")
+        .customizer(large("large by link"))
         .shell(
             "look",
-            ["cat /tmp/one /tmp/two /srv/three; mount | grep -c iso9660 || echo nothing is mounted"],
+            [
+                "cat /tmp/one /tmp/two /srv/three; mount | grep -c iso9660 || echo nothing is mounted",
+                "ls -a ~ /tmp /var/tmp | grep -e _placed -e kiln-upload || echo no script is left",
+            ],
         );
     let ended = kiln.build(&template).succeeded();
-    for line in ["one", "two", "nothing is mounted"] {
-        assert!(
-            ended.log().contains(&format!(" azure-arm: {line}\n")),
-            "no line {line:?} in\n{}",
-            ended.log()
-        );
+    let log = ended.log();
+    for line in ["one", "two", "nothing is mounted", "no script is left"] {
+        assert!(log.contains(&format!(" azure-arm: {line}\n")), "no line {line:?} in\n{log}");
     }
+    assert_eq!(log.matches(&printed).count(), 2, "{printed} is not there twice in\n{log}");
+    assert_eq!(log.matches(" azure-arm: root\n").count(), 2, "{log}");
     let events = ended.run_file("events.jsonl");
     for (word, times) in [
-        ("by medium, digest", 1),
-        ("over the connection, digest", 2),
+        ("by medium, digest", 2),
+        ("over the connection, digest", 3),
+        ("; its script of ", 2),
         ("the guest cannot read its medium", 1),
     ] {
         assert_eq!(events.matches(word).count(), times, "{word} in\n{events}");

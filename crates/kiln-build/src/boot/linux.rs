@@ -39,13 +39,12 @@ pub(super) async fn start(
     inputs: &Inputs,
     lineage: &mut Lineage,
 ) -> Result<LinuxGuest, BuildError> {
-    let on_medium = OnMedium::choose(run, inputs);
     let lease = base_in_use(run).await?;
-    let Answering { vm, guest, facts, keys } = loop {
+    let Answering { vm, guest, facts, keys, on_medium } = loop {
         let tried = match lineage.begins_with() {
-            Begin::Warm(earlier) => go_on(run, inputs, &on_medium, lineage, earlier).await,
-            Begin::Cold(earlier) => boot(run, inputs, &on_medium, lineage, Some(earlier)).await,
-            Begin::Base | Begin::Image(_) => break boot(run, inputs, &on_medium, lineage, None).await?,
+            Begin::Warm(earlier) => go_on(run, inputs, lineage, earlier).await,
+            Begin::Cold(earlier) => boot(run, inputs, lineage, Some(earlier)).await,
+            Begin::Base | Begin::Image(_) => break boot(run, inputs, lineage, None).await?,
         };
         match tried {
             Ok(answering) => break answering,
@@ -63,6 +62,7 @@ struct Answering {
     facts: GuestFacts,
     /// By what the next run gets in.
     keys: LinuxKeys,
+    on_medium: OnMedium,
 }
 
 /// The machine without its disks.
@@ -74,7 +74,6 @@ pub(super) async fn bare_machine(run: &Run) -> Result<Machine, BuildError> {
 async fn boot(
     run: &Run,
     inputs: &Inputs,
-    on_medium: &OnMedium,
     lineage: &Lineage,
     earlier: Option<&Earlier>,
 ) -> Result<Answering, BuildError> {
@@ -86,7 +85,8 @@ async fn boot(
     // A name of its own: a disk that was kept is a new machine to cloud-init, which puts these keys in place.
     let keys = LinuxKeys::generate(run.request.run_id.as_str()).map_err(BuildError::Keys)?;
     // Before the machine runs: a fast one looks for its seed sooner than a large medium is written.
-    let seed = write_medium(run, inputs, on_medium, &keys).await?;
+    let on_medium = OnMedium::choose(run, inputs, lineage.done()).await?;
+    let seed = write_medium(run, &on_medium, &keys).await?;
     let machine = Machine { medium: Some(seed), ..machine(run, firmware(run)?, vec![overlay], None).await? };
     step.succeed("");
     let vm = power_on(run, machine).await?;
@@ -103,14 +103,13 @@ async fn boot(
     step.succeed("");
 
     let facts = look(run, &vm, &guest).await?;
-    Ok(Answering { vm, guest, facts, keys })
+    Ok(Answering { vm, guest, facts, keys, on_medium })
 }
 
 /// From a kept machine to this run's own.
 async fn go_on(
     run: &Run,
     inputs: &Inputs,
-    on_medium: &OnMedium,
     lineage: &Lineage,
     earlier: &Earlier,
 ) -> Result<Answering, BuildError> {
@@ -125,8 +124,13 @@ async fn go_on(
     }
     let machine = machine(run, firmware, vec![overlay], earlier.memory()).await?;
     let starting = Vm::start(&run.qemu, machine, &run.control);
-    let (vm, seed) = tokio::join!(starting, write_medium(run, inputs, on_medium, &keys));
-    let (vm, seed) = (vm?, seed?);
+    let writing = async {
+        let on_medium = OnMedium::choose(run, inputs, lineage.done()).await?;
+        let seed = write_medium(run, &on_medium, &keys).await?;
+        Ok::<_, BuildError>((on_medium, seed))
+    };
+    let (vm, written) = tokio::join!(starting, writing);
+    let (vm, (on_medium, seed)) = (vm?, written?);
     report_notices(run, &vm);
     vm.insert_medium(&seed, &run.control).await?;
 
@@ -146,19 +150,14 @@ async fn go_on(
     step.succeed("");
 
     let facts = look(run, &vm, &guest).await?;
-    Ok(Answering { vm, guest, facts, keys })
+    Ok(Answering { vm, guest, facts, keys, on_medium })
 }
 
 /// The medium of this machine: what cloud-init is told, and the run's files.
-async fn write_medium(
-    run: &Run,
-    inputs: &Inputs,
-    on_medium: &OnMedium,
-    keys: &LinuxKeys,
-) -> Result<PathBuf, BuildError> {
+async fn write_medium(run: &Run, on_medium: &OnMedium, keys: &LinuxKeys) -> Result<PathBuf, BuildError> {
     let files = seed::files(&keys.instance_id, &keys.login, &keys.host).map_err(BuildError::Keys)?;
     let path = run.workspace.seed();
-    let placed = on_medium.files(inputs);
+    let placed = on_medium.files();
     let mut on_it = medium::contents(&placed);
     on_it.push(("user-data", Contents::Bytes(files.user_data.as_bytes())));
     on_it.push(("meta-data", Contents::Bytes(files.meta_data.as_bytes())));

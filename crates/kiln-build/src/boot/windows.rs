@@ -79,7 +79,7 @@ pub(super) async fn start(
     let writer = MediaWriter::find(&run.settings.search_path).map_err(BuildError::Media)?;
     let lease = base_in_use(run).await?;
     let (vm, guest) = up(run, &account, &writer, lineage).await?;
-    let on_medium = change_medium(run, &vm, &writer, inputs).await?;
+    let on_medium = change_medium(run, &vm, &writer, inputs, lineage.done()).await?;
     let facts = WindowsFacts::default();
     let mut guest = WindowsGuest { vm, guest, facts, boot: None, account, on_medium, lease };
 
@@ -450,11 +450,12 @@ async fn change_medium(
     vm: &Vm,
     writer: &MediaWriter,
     inputs: &Inputs,
+    done: usize,
 ) -> Result<OnMedium, BuildError> {
     vm.eject_medium(&run.control).await?;
-    let on_medium = OnMedium::choose(run, inputs);
+    let on_medium = OnMedium::choose(run, inputs, done).await?;
     if !on_medium.is_empty() {
-        let (medium, files) = (run.workspace.inputs_medium(), on_medium.files(inputs));
+        let (medium, files) = (run.workspace.inputs_medium(), on_medium.files());
         let contents = medium::contents(&files);
         let written = writer.write(&medium, INPUTS_LABEL, &contents, &run.control);
         vm.guard(&run.control, written).await?.map_err(BuildError::Media)?;

@@ -15,6 +15,7 @@ use crate::debug::Stuck;
 use crate::error::BuildError;
 use crate::guest::ConnectedGuest;
 use crate::inputs::Inputs;
+use crate::medium::Way;
 
 /// Runs every customizer of the plan that is not behind the machine already. A machine in which one fails is given back.
 pub async fn run(
@@ -85,16 +86,6 @@ fn stored<'a>(
     })
 }
 
-/// The text of a `scriptUri` script.
-fn fetched(
-    customizer: &Customizer,
-    source: &InputRef,
-    input: Option<&StoredInput>,
-) -> Result<Vec<u8>, BuildError> {
-    let path = &stored(customizer, source, input)?.path;
-    std::fs::read(path).map_err(BuildError::io("read", path))
-}
-
 /// Where a script comes from, for the log.
 fn origin(script: &Script) -> String {
     match script {
@@ -115,6 +106,11 @@ fn upload_progress(run: &Run, customizer: &Customizer, size: u64) -> impl Fn(u64
     let journal = run.journal.clone();
     let step = StepRef { id: format!("customize/{}", customizer.position), title: customizer.title() };
     move |done| journal.step_progress(&step, done, size, Unit::Bytes)
+}
+
+/// What is said of a step whose script was placed as a file.
+fn and_its_script(message: String, file: &StoredInput, way: Way) -> String {
+    format!("{message}; its script of {} bytes {way}, digest checked in the guest", file.size)
 }
 
 /// The end of a script by an exit code that is not among the valid ones. `code` is as the guest's system shows it.

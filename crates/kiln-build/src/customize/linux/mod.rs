@@ -1,4 +1,4 @@
-//! Customizers in a Linux guest, over SSH: detached steps and uploads.
+//! Customizers in a Linux guest, over SSH: detached steps, and files from the medium or by upload.
 
 mod file;
 mod powershell;
@@ -6,15 +6,21 @@ mod shell;
 
 use kiln_guest::lines::LineSplitter;
 use kiln_guest::step::likely_signal;
-use kiln_guest::{DetachedStep, GuestError, OutputChunk, StepEnd, StepNotice};
+use kiln_guest::{
+    DetachedStep, GuestError, OutputChunk, PlacedScript, StepEnd, StepNotice, StepScript, UploadFailure,
+    UploadFrom,
+};
 use kiln_library::StoredInput;
-use kiln_model::plan::{Customizer, CustomizerAction};
+use kiln_model::plan::{Customizer, CustomizerAction, InputRef};
+use kiln_qemu::media::CLOUD_INIT_LABEL;
 
-use super::{environment, exit_refused, fetched, origin, stored, unsupported, upload_progress};
+use super::{and_its_script, environment, exit_refused, origin, stored, unsupported, upload_progress};
 use crate::context::Run;
 use crate::error::BuildError;
 use crate::guest::LinuxGuest;
 use crate::log::{LINE_LIMIT, Stream};
+use crate::medium::Way;
+use crate::scripts;
 
 pub(super) async fn run(
     run: &Run,
@@ -35,6 +41,102 @@ pub(super) async fn run(
             Err(unsupported(customizer, "Linux"))
         }
     }
+}
+
+/// Where a file is to lie in the guest.
+struct Target<'a> {
+    path: &'a str,
+    mode: u32,
+    /// Where the login account may not write, root does.
+    privileged: bool,
+}
+
+/// Puts a customizer's file into the guest: from the medium, or over the connection where that cannot be.
+async fn put(
+    run: &Run,
+    guest: &LinuxGuest,
+    customizer: &Customizer,
+    file: &StoredInput,
+    target: Target<'_>,
+) -> Result<Way, BuildError> {
+    let LinuxGuest { vm, guest, on_medium, .. } = guest;
+    let Target { path, mode, privileged } = target;
+    let progress = upload_progress(run, customizer, file.size);
+    let digest = *file.sha256.as_bytes();
+    let failed = |error: GuestError| BuildError::Customizer {
+        title: customizer.title(),
+        detail: format!("Error uploading {path}"),
+        source: Some(error.into()),
+    };
+    if let Some(name) = on_medium.name(customizer.position) {
+        let from = UploadFrom::Medium { label: CLOUD_INIT_LABEL, name: &name, bytes: file.size };
+        let upload = guest.upload(from, path, mode, digest, privileged, &progress, &run.control);
+        match vm.guard(&run.control, upload).await? {
+            Ok(_) => return Ok(Way::Medium),
+            Err(GuestError::Upload { failure: UploadFailure::NoMedium { detail }, .. }) => {
+                on_medium.give_up(run, &detail);
+            }
+            Err(error) => return Err(failed(error)),
+        }
+    }
+    let from = file.path.as_path().into();
+    let upload = guest.upload(from, path, mode, digest, privileged, &progress, &run.control);
+    vm.guard(&run.control, upload).await?.map_err(failed)?;
+    Ok(Way::Link)
+}
+
+/// A fetched script on its way into the guest.
+struct Fetched {
+    script: StepScript,
+    /// A large one, which is there already, and how it came.
+    placed: Option<(StoredInput, Way)>,
+}
+
+impl Fetched {
+    async fn of(
+        run: &Run,
+        guest: &LinuxGuest,
+        customizer: &Customizer,
+        source: &InputRef,
+        input: Option<&StoredInput>,
+    ) -> Result<Self, BuildError> {
+        /// The login account's alone until the step takes it over.
+        const MODE: u32 = 0o700;
+        let input = stored(customizer, source, input)?;
+        if !scripts::is_file(&customizer.action, input.size) {
+            return Ok(Self { script: scripts::as_bytes(customizer, input)?.into(), placed: None });
+        }
+        let file = match guest.on_medium.file(customizer.position) {
+            Some(file) => file.clone(),
+            None => scripts::as_file(run, customizer, input).await?,
+        };
+        // Where no program may run the step says so.
+        let directory = guest.facts.script_dir.as_deref().unwrap_or("/tmp");
+        let script = PlacedScript::new(directory, file.size, &scripts::head(&file.path)?);
+        let target = Target { path: script.path(), mode: MODE, privileged: false };
+        let way = put(run, guest, customizer, &file, target).await?;
+        Ok(Self { script: script.into(), placed: Some((file, way)) })
+    }
+
+    fn inline(text: String) -> Self {
+        Self { script: text.into(), placed: None }
+    }
+}
+
+/// Runs a customizer's script, and says how it ended and how it came.
+async fn run_fetched(
+    run: &Run,
+    guest: &mut LinuxGuest,
+    customizer: &Customizer,
+    step: DetachedStep,
+    valid_exit_codes: &[i32],
+    placed: Option<(StoredInput, Way)>,
+) -> Result<String, BuildError> {
+    let message = run_script(run, guest, &customizer.title(), step, valid_exit_codes).await?;
+    Ok(match placed {
+        Some((file, way)) => and_its_script(message, &file, way),
+        None => message,
+    })
 }
 
 /// Runs a script in the guest, with its output in the log, and judges how it ended.

@@ -10,7 +10,7 @@ use kiln_guest::os::windows::script::inline;
 use kiln_library::StoredInput;
 use kiln_model::plan::{Customizer, Script};
 
-use super::{environment, fetched, origin, run_script};
+use super::{Fetched, environment, origin, run_fetched};
 use crate::context::Run;
 use crate::error::BuildError;
 use crate::guest::LinuxGuest;
@@ -38,20 +38,21 @@ pub(super) async fn run(
                 .to_owned(),
         ));
     };
-    let text = match script {
-        // The text that a Windows gets, too: nothing in it is Windows' own. The environment is the step's.
-        Script::Inline(lines) => inline(lines, None).into_bytes(),
-        Script::Fetched(source) => fetched(customizer, source, input)?,
-    };
     run.log.say(format!("Provisioning with powershell script: {}", origin(script)));
+    let interpreter = interpreter(pwsh, matches!(script, Script::Fetched(_)));
+    let Fetched { script, placed } = match script {
+        // The text that a Windows gets, too: nothing in it is Windows' own. The environment is the step's.
+        Script::Inline(lines) => Fetched::inline(inline(lines, None)),
+        Script::Fetched(source) => Fetched::of(run, guest, customizer, source, input).await?,
+    };
     let step = DetachedStep {
         extension: "ps1",
         privileged,
-        interpreter: interpreter(pwsh, matches!(script, Script::Fetched(_))),
+        interpreter,
         env: environment(),
-        ..DetachedStep::new(format!("step-{}", customizer.position), text)
+        ..DetachedStep::new(format!("step-{}", customizer.position), script)
     };
-    run_script(run, guest, &customizer.title(), step, valid_exit_codes).await
+    run_fetched(run, guest, customizer, step, valid_exit_codes, placed).await
 }
 
 /// What comes before the script's path. A downloaded script is called as the service

@@ -9,7 +9,7 @@ use kiln_guest::DetachedStep;
 use kiln_library::StoredInput;
 use kiln_model::plan::{Customizer, Script};
 
-use super::{environment, fetched, origin, run_script};
+use super::{Fetched, environment, origin, run_fetched};
 use crate::context::Run;
 use crate::error::BuildError;
 use crate::guest::LinuxGuest;
@@ -21,17 +21,17 @@ pub(super) async fn run(
     script: &Script,
     input: Option<&StoredInput>,
 ) -> Result<String, BuildError> {
-    let (text, privileged) = match script {
-        Script::Inline(lines) => (inline_script(lines).into_bytes(), false),
-        Script::Fetched(source) => (unix_lines(fetched(customizer, source, input)?), true),
-    };
     run.log.say(format!("Provisioning with shell script: {}", origin(script)));
+    let (Fetched { script, placed }, privileged) = match script {
+        Script::Inline(lines) => (Fetched::inline(inline_script(lines)), false),
+        Script::Fetched(source) => (Fetched::of(run, guest, customizer, source, input).await?, true),
+    };
     let step = DetachedStep {
         privileged,
         env: environment(),
-        ..DetachedStep::new(format!("step-{}", customizer.position), text)
+        ..DetachedStep::new(format!("step-{}", customizer.position), script)
     };
-    run_script(run, guest, &customizer.title(), step, &[0]).await
+    run_fetched(run, guest, customizer, step, &[0], placed).await
 }
 
 /// The entries of `inline` as one script.
@@ -39,22 +39,6 @@ pub(super) fn inline_script(lines: &[String]) -> String {
     let body = lines.join("\n").replace("\r\n", "\n");
     let interpreter = if body.starts_with("#!") { "" } else { "#!/bin/sh -e\n" };
     format!("{interpreter}{body}\n")
-}
-
-/// Scripts written on Windows: CRLF would end up in every command.
-pub(super) fn unix_lines(bytes: Vec<u8>) -> Vec<u8> {
-    if !bytes.windows(2).any(|pair| pair == b"\r\n") {
-        return bytes;
-    }
-    let mut unix = Vec::with_capacity(bytes.len());
-    let mut rest = bytes.as_slice();
-    while let Some(at) = rest.windows(2).position(|pair| pair == b"\r\n") {
-        unix.extend_from_slice(&rest[..at]);
-        unix.push(b'\n');
-        rest = &rest[at + 2..];
-    }
-    unix.extend_from_slice(rest);
-    unix
 }
 
 #[cfg(test)]
@@ -71,19 +55,6 @@ mod tests {
         ] {
             let lines: Vec<String> = lines.into_iter().map(str::to_owned).collect();
             assert_eq!(inline_script(&lines), script);
-        }
-    }
-
-    #[test]
-    fn only_crlf_changes() {
-        for (from, to) in [
-            (&b"a\r\nb\r\n"[..], &b"a\nb\n"[..]),
-            (b"a\rb\n", b"a\rb\n"),
-            (b"\r\r\n", b"\r\n"),
-            (b"", b""),
-            (b"\xff\r\n\xfe", b"\xff\n\xfe"),
-        ] {
-            assert_eq!(unix_lines(from.to_vec()), to);
         }
     }
 }

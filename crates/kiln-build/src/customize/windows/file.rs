@@ -1,4 +1,4 @@
-//! The File customizer: one file, checked again inside the guest.
+//! The File customizer: one file, checked again inside the guest. Large scripts come in the same way.
 //!
 //! The destination is a full path, or a folder with a trailing slash or backslash; folders are not made.
 //! INVARIANT: the digest is checked again inside the guest after the copy.
@@ -25,6 +25,18 @@ pub(super) async fn run(
     let input = stored(customizer, source, input)?;
     let target = full_path(destination, &source.location.file_name());
     run.log.say(format!("Uploading {} => {target}", source.location.redacted()));
+    let way = put(run, guest, customizer, input, &target).await?;
+    Ok(format!("{} bytes at {target} {way}, digest checked in the guest", input.size))
+}
+
+/// Puts a customizer's file into the guest: from the medium, or over the connection where that cannot be.
+pub(super) async fn put(
+    run: &Run,
+    guest: &WindowsGuest,
+    customizer: &Customizer,
+    input: &StoredInput,
+    target: &str,
+) -> Result<Way, BuildError> {
     let progress = upload_progress(run, customizer, input.size);
     let digest = *input.sha256.as_bytes();
     let failed = |error: WinrmError| BuildError::Customizer {
@@ -32,23 +44,20 @@ pub(super) async fn run(
         detail: format!("Error uploading {target}"),
         source: Some(error.into()),
     };
-    let mut way = Way::Link;
     if let Some(name) = guest.on_medium.name(customizer.position) {
         let file = MediumFile { name: &name, bytes: input.size, sha256: digest };
-        let taken = guest.guest.take(file, &target, &progress, &run.control);
+        let taken = guest.guest.take(file, target, &progress, &run.control);
         match guest.vm.guard(&run.control, taken).await? {
-            Ok(()) => way = Way::Medium,
+            Ok(()) => return Ok(Way::Medium),
             Err(WinrmError::Upload { failure: UploadFailure::NoMedium { detail }, .. }) => {
                 guest.on_medium.give_up(run, &detail);
             }
             Err(error) => return Err(failed(error)),
         }
     }
-    if way == Way::Link {
-        let upload = guest.guest.upload(&input.path, &target, digest, &progress, &run.control);
-        guest.vm.guard(&run.control, upload).await?.map_err(failed)?;
-    }
-    Ok(format!("{} bytes at {target} {way}, digest checked in the guest", input.size))
+    let upload = guest.guest.upload(&input.path, target, digest, &progress, &run.control);
+    guest.vm.guard(&run.control, upload).await?.map_err(failed)?;
+    Ok(Way::Link)
 }
 
 /// A folder gets the name that the file has at its source.

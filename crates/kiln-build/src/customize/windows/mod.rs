@@ -3,6 +3,7 @@
 //! ```text
 //!  PowerShell   script into the guest ─► powershell -File / -Command              output as it comes   powershell
 //!               runElevated           ─► a scheduled task, followed by offsets                          task
+//!               a large script  ─► as a file, before that                                             file
 //!  File         one file, its digest checked again inside                                               file
 //!  WindowsRestart                     ─► restartCommand, until another boot id is seen                  restart
 //!  WindowsUpdate                      ─► rounds as SYSTEM's task, restarts between                      update

@@ -1,7 +1,7 @@
 //! The PowerShell customizer: the service's own two ways to run a script, and the scheduler's for elevated ones.
 //!
 //! The script and its environment are files in the guest while it runs, named as the service names them, and gone
-//! afterwards. A script whose machine restarts under it has failed: that is WindowsRestart's to do.
+//! afterwards. A large script is put there as a File customizer's file is, before the others. A script whose machine restarts under it has failed: that is WindowsRestart's to do.
 
 use kiln_guest::os::windows::place;
 use kiln_guest::os::windows::script::{self, GuestPath};
@@ -14,11 +14,12 @@ use kiln_model::plan::{Customizer, Script};
 use std::path::PathBuf;
 use std::time::Duration;
 
-use super::super::{environment, exit_refused, fetched, origin};
-use super::{run_command, task};
+use super::super::{and_its_script, environment, exit_refused, origin, stored};
+use super::{file, run_command, task};
 use crate::context::Run;
 use crate::error::BuildError;
 use crate::guest::WindowsGuest;
+use crate::scripts;
 
 /// For taking files away again; the guest answers in a second.
 const REMOVE_LIMIT: Duration = Duration::from_secs(60);
@@ -49,40 +50,73 @@ pub(super) async fn run(
     let environment_path = path(format!("c:/Windows/Temp/packer-ps-env-vars-{name}.ps1"))?;
     let script_path = path(format!("c:/Windows/Temp/script-{name}.ps1"))?;
     let variables = script::environment(&environment());
-    let (bytes, arguments) = match script {
+    let mut files =
+        vec![PlacedFile { path: environment_path.clone(), bytes: script::file_bytes(&variables) }];
+    let mut large = None;
+    let arguments = match script {
         Script::Inline(lines) => {
             let text = script::inline(lines, Some(&environment_path));
-            (script::file_bytes(&text), script::file_arguments(&script_path))
+            files.push(PlacedFile { path: script_path.clone(), bytes: script::file_bytes(&text) });
+            script::file_arguments(&script_path)
         }
-        Script::Fetched(source) => (
-            fetched(customizer, source, input)?,
-            script::call_arguments(&script_path, Some(&environment_path)),
-        ),
-    };
-    let files = [
-        PlacedFile { path: environment_path, bytes: script::file_bytes(&variables) },
-        PlacedFile { path: script_path, bytes },
-    ];
-    let ended = match rights {
-        Rights::Login => match place(run, guest, &title, None, &files).await {
-            Ok(()) => over_the_connection(run, guest, &title, &arguments).await,
-            Err(error) => Err(error),
-        },
-        Rights::Elevated => {
-            let user = guest.account.user.clone();
-            let run_as = RunAs::User(&user);
-            task::run(run, guest, &title, run_as, &arguments, &files, &mut task::Log).await
-        }
-        Rights::System => {
-            task::run(run, guest, &title, RunAs::System, &arguments, &files, &mut task::Log).await
+        Script::Fetched(source) => {
+            let input = stored(customizer, source, input)?;
+            if scripts::is_file(&customizer.action, input.size) {
+                large = Some(input);
+            } else {
+                let bytes = scripts::as_bytes(customizer, input)?;
+                files.push(PlacedFile { path: script_path.clone(), bytes });
+            }
+            script::call_arguments(&script_path, Some(&environment_path))
         }
     };
-    remove(run, guest, &files.each_ref().map(|file| &file.path)).await;
-    let code = ended?;
+    let step = Step { title: &title, rights, arguments: &arguments, files: &files };
+    let came = match large {
+        Some(input) => {
+            let target = with_slashes(&script_path);
+            file::put(run, guest, customizer, input, &target).await.map(|way| Some((input, way)))
+        }
+        None => Ok(None),
+    };
+    let ended = match came {
+        Ok(placed) => place_and_run(run, guest, step).await.map(|code| (code, placed)),
+        Err(error) => Err(error),
+    };
+    remove(run, guest, &[&environment_path, &script_path]).await;
+    let (code, placed) = ended?;
     if !valid_exit_codes.contains(&code) {
         return Err(exit_refused(&title, code, valid_exit_codes));
     }
-    Ok(format!("exit code {code}"))
+    let message = format!("exit code {code}");
+    Ok(match placed {
+        Some((input, way)) => and_its_script(message, input, way),
+        None => message,
+    })
+}
+
+/// A script that is started in one of the ways there are.
+struct Step<'a> {
+    title: &'a str,
+    rights: Rights,
+    /// PowerShell's.
+    arguments: &'a str,
+    /// What it needs besides what lies in the guest already.
+    files: &'a [PlacedFile],
+}
+
+async fn place_and_run(run: &Run, guest: &mut WindowsGuest, step: Step<'_>) -> Result<i32, BuildError> {
+    let Step { title, rights, arguments, files } = step;
+    match rights {
+        Rights::Login => {
+            place(run, guest, title, None, files).await?;
+            over_the_connection(run, guest, title, arguments).await
+        }
+        Rights::Elevated => {
+            let user = guest.account.user.clone();
+            task::run(run, guest, title, RunAs::User(&user), arguments, files, &mut task::Log).await
+        }
+        Rights::System => task::run(run, guest, title, RunAs::System, arguments, files, &mut task::Log).await,
+    }
 }
 
 async fn over_the_connection(
@@ -154,6 +188,11 @@ pub(super) async fn place(
     Ok(())
 }
 
+/// As the service writes such paths: every part of a guest takes them.
+fn with_slashes(path: &GuestPath) -> String {
+    path.as_str().replace('\\', "/")
+}
+
 async fn upload(
     run: &Run,
     guest: &WindowsGuest,
@@ -163,8 +202,7 @@ async fn upload(
 ) -> Result<(), BuildError> {
     let local: PathBuf = run.workspace.folder().join("placed");
     std::fs::write(&local, bytes).map_err(BuildError::io("write", &local))?;
-    // With slashes, as the service writes such paths: every part of a guest takes them.
-    let target = to.as_str().replace('\\', "/");
+    let target = with_slashes(to);
     let upload = guest.guest.upload(&local, &target, sha256(bytes), |_| {}, &run.control);
     let placed = guest.vm.guard(&run.control, upload).await;
     std::fs::remove_file(&local).map_err(BuildError::io("remove", &local))?;
