@@ -3,7 +3,7 @@
 //!
 //! ```text
 //!  look     PowerShell   inline, over the connection          an error that ends nothing
-//!  fetched  PowerShell   scriptUri with a checksum            exit code 3, which is allowed
+//!  fetched  PowerShell   scriptUri with a checksum, large     exit code 3, which is allowed
 //!  raised   PowerShell   runElevated, by the scheduler        no line is lost
 //!  placed   File         to c:\ with a checksum
 //!  restart  WindowsRestart, with a check
@@ -74,7 +74,10 @@ fn every_customizer_and_sysprep() {
     engine_or_skip!();
     let kiln = Kiln::new();
     let script = kiln.path().join("three.ps1");
-    std::fs::write(&script, "Write-Output \"fetched, $env:PACKER_BUILD_NAME\"\r\nexit 3\r\n").unwrap();
+    // Too large to travel with a command: the medium brings it, as it brings files.
+    let padding = "#\r\n".repeat(400_000);
+    let text = format!("Write-Output \"fetched, $env:PACKER_BUILD_NAME\"\r\n{padding}exit 3\r\n");
+    std::fs::write(&script, text).unwrap();
     let placed = kiln.path().join("placed.txt");
     std::fs::write(&placed, "placed by a build\n").unwrap();
     // Two rounds; further ones, and updates that fail in each, are the engine's tests'.
@@ -132,7 +135,12 @@ fn every_customizer_and_sysprep() {
     let lines = (1..=200).filter(|n| log.contains(&format!("raised line {n}\n"))).count();
     assert_eq!(lines, 200, "no line is lost");
     let events = ended.run_file("events.jsonl");
-    assert!(events.contains("by medium, digest checked in the guest"), "the file came otherwise:\n{events}");
+    for came in [
+        "18 bytes at c:/placed.txt by medium, digest checked in the guest",
+        "exit code 3; its script of 1200056 bytes by medium, digest checked in the guest",
+    ] {
+        assert!(events.contains(came), "{came:?} is not in\n{events}");
+    }
     assert_eq!(
         ended.result["outputs"][0]["output"]["status"],
         "built by steps that are lab-tested (no Windows); not tried on Azure"
