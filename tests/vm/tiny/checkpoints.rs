@@ -168,6 +168,53 @@ fn two_that_go_on_from_one_have_their_own_time_and_randomness() {
     }
 }
 
+/// Listens to the kernel's events of network links, and writes down the word that an event has (rtnetlink(7); IFLA_EVENT
+/// in linux/if_link.h). 4 is "tell the peers".
+const LISTEN: &str = r#"cat > /tmp/listen << 'END'
+socket(my $link, 16, 3, 0) or die $!;
+bind($link, pack("SSLL", 16, 0, 0, 1)) or die $!;
+open(my $out, ">", "/srv/events") or die $!;
+syswrite($out, "listening\n");
+while (defined recv($link, my $messages, 65536, 0)) {
+  while (length($messages) > 32) {
+    my ($length, $type) = unpack("LS", $messages);
+    my $attributes = substr($messages, 32, $length - 32);
+    while (length($attributes) > 4) {
+      my ($size, $name) = unpack("SS", $attributes);
+      syswrite($out, "event " . unpack("L", substr($attributes, 4)) . "\n") if $name == 44;
+      $attributes = substr($attributes, ($size + 3) & ~3);
+    }
+    $messages = substr($messages, ($length + 3) & ~3);
+  }
+}
+END
+sudo sh -c 'setsid perl /tmp/listen > /dev/null 2> /srv/listen.err < /dev/null &'
+until grep -q listening /srv/events 2> /dev/null; do sleep 1; done"#;
+
+/// Whoever in the guest follows its network hears that it may be elsewhere now; and the network is there.
+#[test]
+fn a_guest_that_goes_on_is_told_so_and_reaches_the_network() {
+    let kiln = keeping();
+    let server = Server::start([("/file", Answer::Bytes(b"from the network".to_vec()))]);
+    // The host, as a guest of user-mode networking sees it.
+    let port = server.url("/file").rsplit(':').next().unwrap().split('/').next().unwrap().to_owned();
+    let fetch = format!(
+        "printf 'GET /file HTTP/1.0\\r\\nHost: h\\r\\n\\r\\n' | nc -w 20 10.0.2.2 {port} 2>&1 | tail -n 1 | sudo tee /srv/fetched"
+    );
+    let template = |last: &str| {
+        tiny().shell("first", [LISTEN]).shell("last", [fetch.as_str(), "sudo cp /srv/events /srv/seen", last])
+    };
+    let fresh = kiln.build(&template("echo 1")).succeeded();
+    let disk = Disk::open(&fresh.vhd());
+    assert_eq!(disk.text("/srv/seen"), "listening\n");
+    assert_eq!(disk.text("/srv/fetched"), "from the network");
+    let warm = kiln.build(&template("echo 2")).succeeded();
+    assert_has(&said(&warm), "Shell \"first\" is reused: the machine as it was kept");
+    let disk = Disk::open(&warm.vhd());
+    assert_has(&disk.text("/srv/seen"), "listening\nevent 4\n");
+    assert_eq!(disk.text("/srv/fetched"), "from the network");
+}
+
 #[test]
 fn a_failed_step_is_run_again_alone_and_its_disk_can_be_looked_at() {
     let kiln = keeping();

@@ -171,6 +171,13 @@ impl Vm {
     }
 
     /// Reads the machine's state from a memory file. The guest stands still after it.
+    ///
+    /// Its network wants nothing more from us. QEMU's user networking has its leases in the same file, so the address that
+    /// the guest has stays good; and as soon as the guest goes on, QEMU announces it, five times within a second, and has a
+    /// guest with virtio do so, too: its kernel tells all neighbours and whoever listens to the link (`NETDEV_NOTIFY_PEERS`).
+    /// `announce-self` would say the same once more. Taking the link down and up (`set_link`) would renew the lease, but a
+    /// guest's network service may drop the address for that, and with it our login, for seconds. What is dead are the
+    /// connections of that time, which whoever holds one finds out.
     pub(super) async fn read_memory(&self, path: &Path, control: &Control) -> Result<(), VmError> {
         self.agree_on_memory_files(control).await?;
         self.transfer("migrate-incoming", path, control).await
