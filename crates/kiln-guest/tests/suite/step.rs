@@ -361,6 +361,7 @@ async fn a_script_that_lies_in_the_guest_is_started_once_whenever_the_link_break
         let script = format!("#!/bin/sh\necho x >> {}\nsleep 0.2\necho done\n", ran.display());
         let placed = lab.placed(Path::new("/tmp"), script.as_bytes()).await;
         let cut = async {
+            // Any moment of the start will do: what is between its events is what this is about.
             tokio::time::sleep(Duration::from_millis(after)).await;
             lab.proxy.cut();
         };

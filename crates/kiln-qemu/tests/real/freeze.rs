@@ -234,6 +234,7 @@ async fn a_cancel_while_memory_is_written_ends_the_wait_and_leaves_nothing() {
     let canceling = async {
         let half_way = async {
             while qmp.execute("query-migrate", json!({})).await.unwrap()["status"] != "pre-switchover" {
+                // The machine's own wait takes the event of it.
                 tokio::time::sleep(Duration::from_millis(5)).await;
             }
         };
