@@ -3,39 +3,34 @@
 use std::collections::HashMap;
 
 use kiln_host::wait::Control;
+use serde::{Deserialize, Serialize};
 
 use crate::error::GuestError;
 use crate::guest::{Guest, script_command};
 use crate::step::{LETS_RUN, SCRIPT_DIRS, nonce};
 
-/// Facts about a running guest. All text is the guest's word: shown, compared, never trusted.
-#[derive(Debug, Clone, PartialEq, Eq)]
+/// Facts about a guest when it was asked. What a customizer is likely to change is asked when it is needed, as
+/// [`Guest::program`] does. All text is the guest's word: shown, compared, never trusted.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "camelCase")]
 pub struct GuestFacts {
     /// Differs after every boot (`/proc/sys/kernel/random/boot_id`).
     pub boot_id: String,
     /// `uname -m`, for instance `x86_64`.
     pub arch: String,
-    /// `ID` of os-release(5), for instance `debian`; empty where there is no such file.
-    pub os_id: String,
-    /// `VERSION_ID`, for instance `12`; rolling distributions have none.
-    pub os_version: String,
-    /// `PRETTY_NAME`.
+    /// `PRETTY_NAME` of os-release(5), for instance `Debian GNU/Linux 12 (bookworm)`; empty where there is no such file.
     pub os_name: String,
     /// The account we are, and its home.
     pub user: String,
     pub home: String,
-    pub systemd: bool,
     pub sudo: Sudo,
-    /// Full paths of programs, where they are.
-    pub waagent: Option<String>,
-    pub pwsh: Option<String>,
-    pub cloud_init: Option<String>,
     /// The first of the usual directories that lets a script run; `None` when none does.
     pub script_dir: Option<String>,
 }
 
 /// How the account gets root.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "camelCase")]
 pub enum Sudo {
     /// It is root.
     Root,
@@ -60,8 +55,18 @@ impl Guest {
         args.extend(SCRIPT_DIRS);
         let script = [LETS_RUN, include_str!("facts.sh")].concat();
         let output = self.ask(ACT, &script_command(&script, &args), b"", control).await?;
-        parse(&String::from_utf8_lossy(&output.stdout), &marker)
-            .ok_or_else(|| GuestError::inside(ACT, output.excerpt()))
+        let facts = parse(&String::from_utf8_lossy(&output.stdout), &marker)
+            .ok_or_else(|| GuestError::inside(ACT, output.excerpt()))?;
+        self.boot_id_seen(&facts.boot_id).await;
+        Ok(facts)
+    }
+
+    /// The full path of a program, where there is one. Looks where a login without a profile does not, too.
+    pub async fn program(&self, name: &str, control: &Control) -> Result<Option<String>, GuestError> {
+        let command = script_command(include_str!("program.sh"), &[name]);
+        let output = self.ask("looking for a program", &command, b"", control).await?;
+        // The last line: a chatty login shell may print before us.
+        Ok(output.text().lines().last().filter(|path| path.starts_with('/')).map(str::to_owned))
     }
 }
 
@@ -77,21 +82,15 @@ fn parse(text: &str, marker: &str) -> Option<GuestFacts> {
     Some(GuestFacts {
         boot_id: take("boot_id")?,
         arch: take("arch").unwrap_or_default(),
-        os_id: take("os_id").unwrap_or_default(),
-        os_version: take("os_version").unwrap_or_default(),
         os_name: take("os_name").unwrap_or_default(),
         user: take("user").unwrap_or_default(),
         home: take("home").unwrap_or_default(),
-        systemd: take("systemd").is_some(),
         sudo: match take("sudo").as_deref() {
             Some("root") => Sudo::Root,
             Some("passwordless") => Sudo::Passwordless,
             Some("refused") => Sudo::Refused,
             _ => Sudo::Absent,
         },
-        waagent: take("waagent"),
-        pwsh: take("pwsh"),
-        cloud_init: take("cloud-init"),
         script_dir: take("script_dir"),
     })
 }
@@ -102,15 +101,13 @@ mod tests {
 
     #[test]
     fn facts_are_read_past_a_chatty_shell_and_missing_ones_are_none() {
-        let text = "Welcome!\nboot_id=fake\nM\nboot_id=abc\narch=x86_64\nos_id=debian\nos_version=12\n\
-                    os_name=Debian GNU/Linux 12 (a=b)\nuser=kiln\nhome=/home/kiln\nsystemd=yes\n\
-                    sudo=passwordless\nwaagent=/usr/sbin/waagent\npwsh=\nscript_dir=/tmp\n";
+        let text = "Welcome!\nboot_id=fake\nM\nboot_id=abc\narch=x86_64\n\
+                    os_name=Debian GNU/Linux 12 (a=b)\nuser=kiln\nhome=/home/kiln\nsudo=passwordless\nscript_dir=\n";
         let facts = parse(text, "M").unwrap();
         assert_eq!(facts.boot_id, "abc");
         assert_eq!(facts.os_name, "Debian GNU/Linux 12 (a=b)");
-        assert_eq!((facts.pwsh, facts.cloud_init), (None, None));
-        assert_eq!(facts.waagent.as_deref(), Some("/usr/sbin/waagent"));
-        assert!(facts.sudo.gives_root() && facts.systemd);
+        assert_eq!(facts.script_dir, None);
+        assert!(facts.sudo.gives_root());
     }
 
     #[test]

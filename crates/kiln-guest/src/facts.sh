@@ -10,21 +10,14 @@ say arch "$(uname -m)"
 say user "$(id -un)"
 say home "$HOME"
 if [ -r /etc/os-release ]; then
-  ( . /etc/os-release; say os_id "$ID"; say os_version "$VERSION_ID"; say os_name "$PRETTY_NAME" )
+  ( . /etc/os-release; say os_name "$PRETTY_NAME" )
 fi
-[ -d /run/systemd/system ] && say systemd yes
 
 if [ "$(id -u)" = 0 ]; then say sudo root
 elif ! command -v sudo >/dev/null; then say sudo absent
 elif sudo -n true </dev/null >/dev/null 2>&1; then say sudo passwordless
 else say sudo refused
 fi
-
-# Build tools often live where a login without a profile does not look.
-PATH=$PATH:/usr/local/sbin:/usr/local/bin:/usr/sbin:/usr/bin:/sbin:/bin:/snap/bin:/opt/microsoft/powershell/7
-for program in waagent pwsh cloud-init; do
-  say "$program" "$(command -v "$program")"
-done
 
 for dir in "$@"; do
   case $dir in '~'*) dir=$HOME${dir#'~'} ;; esac

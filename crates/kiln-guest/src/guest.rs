@@ -180,6 +180,12 @@ impl Guest {
         Ok(session.boot_id.get_or_init(|| boot_id).clone())
     }
 
+    /// What was told of the boot that the guest is in: it need not be asked again.
+    pub(crate) async fn boot_id_seen(&self, boot_id: &str) {
+        // Of a session that was closed meanwhile it is never asked.
+        self.session.lock().await.boot_id.get_or_init(|| boot_id.to_owned());
+    }
+
     /// The live session, or a new one.
     pub(crate) async fn session(&self, control: &Control) -> Result<Arc<Session>, GuestError> {
         let mut slot = self.session.lock().await;

@@ -74,9 +74,13 @@ impl Guest {
         let fresh = [nonce(), nonce(), nonce(), nonce()].concat();
         let given = zeroize::Zeroizing::new(format!("{fresh}\n{}", private.expose()));
         let output = self.exec(&command, given.as_bytes(), control).await?;
-        let host_key = match answer(&output.text(), &marker) {
-            Some(("renewed", "new")) => HostKey::Renewed,
-            Some(("renewed", _)) => HostKey::Kept,
+        let text = output.text();
+        let (host_key, boot_id) = match answer(&text, &marker) {
+            Some(("renewed", what)) => match what.split_once(' ') {
+                Some(("new", boot_id)) => (HostKey::Renewed, boot_id),
+                Some(("kept", boot_id)) => (HostKey::Kept, boot_id),
+                _ => return Err(GuestError::inside(ACT, output.excerpt())),
+            },
             Some(("failed", what)) => return Err(GuestError::inside(ACT, what.to_owned())),
             _ => return Err(GuestError::inside(ACT, output.excerpt())),
         };
@@ -96,7 +100,9 @@ impl Guest {
         if guest.is_err() {
             control.check()?;
         }
-        Ok((guest?, host_key))
+        let guest = guest?;
+        guest.boot_id_seen(boot_id).await;
+        Ok((guest, host_key))
     }
 }
 

@@ -4,8 +4,8 @@
 #   $6 the new host key, public
 #
 # Standard input: a line of fresh randomness in hexadecimal, then the new host key in OpenSSH's private form.
-# Answers "MARKER renewed HOSTKEY" on standard output, HOSTKEY being "new", or "kept" where the SSH server is not OpenSSH;
-# or "MARKER failed WHAT".
+# Answers "MARKER renewed HOSTKEY BOOT" on standard output, HOSTKEY being "new", or "kept" where the SSH server is not
+# OpenSSH, and BOOT the boot's id; or "MARKER failed WHAT".
 LC_ALL=C
 export LC_ALL
 marker=$1 now=$2 user=$3 key=$4 old=$5 public=$6
@@ -13,6 +13,7 @@ fail() { printf '%s failed %s\n' "$marker" "$1"; exit 0; }
 umask 077
 IFS= read -r fresh
 host=$(cat)
+IFS= read -r boot < /proc/sys/kernel/random/boot_id || fail "the boot's id could not be read"
 
 date -u -s "@$now" > /dev/null 2>&1 || fail "the clock could not be set"
 
@@ -37,7 +38,7 @@ others=$(grep -vF -e "$old" "$keys")
 printf '%s\n' ${others:+"$others"} "$key" > "$keys" || fail "$keys could not be written"
 
 path=/etc/ssh/ssh_host_ed25519_key
-[ -f "$path" ] && command -v sshd > /dev/null || { printf '%s renewed kept\n' "$marker"; exit 0; }
+[ -f "$path" ] && command -v sshd > /dev/null || { printf '%s renewed kept %s\n' "$marker" "$boot"; exit 0; }
 printf '%s\n' "$host" > "$path" && printf '%s\n' "$public" > "$path.pub" || fail "the host key could not be replaced"
 # The server that listens reads its keys again; one that is started for each connection does so by itself.
 listener='' program=''
@@ -50,4 +51,4 @@ elif [ -d /run/systemd/system ]; then
     if systemctl is-active -q "$unit.service"; then systemctl reload "$unit.service" > /dev/null 2>&1; fi
   done
 fi
-printf '%s renewed new\n' "$marker"
+printf '%s renewed new %s\n' "$marker" "$boot"

@@ -142,6 +142,20 @@ fn a_guest_without_waagent_is_warned_about() {
     assert!(ended.log().contains("WARNING: the guest has no waagent"), "{}", ended.log());
 }
 
+/// What counts is whether the agent is there at the end: the usual way to have it is to install it.
+#[test]
+fn a_waagent_that_a_customizer_brought_deprovisions_the_guest() {
+    let kiln = Kiln::new();
+    let agent = "#!/bin/sh\\necho \"$@\" >> /srv/agent\\n";
+    let install = format!("printf '{agent}' > /usr/sbin/waagent && chmod +x /usr/sbin/waagent");
+    let ended = kiln.build(&tiny().shell("agent", [install.as_str()])).succeeded();
+    assert!(ended.log().contains("Deprovisioning with the default command:"), "{}", ended.log());
+    assert!(!ended.log().contains("WARNING"), "{}", ended.log());
+    // The service's line: its version first, then the work.
+    let disk = Disk::open(&ended.vhd());
+    assert_eq!(disk.text("/srv/agent"), "-version\n-force -deprovision+user\n");
+}
+
 #[test]
 fn files_go_where_the_contract_says() {
     let kiln = Kiln::new();

@@ -40,7 +40,7 @@ pub(super) async fn start(
     lineage: &mut Lineage,
 ) -> Result<LinuxGuest, BuildError> {
     let lease = base_in_use(run).await?;
-    let Answering { vm, guest, facts, keys, on_medium } = loop {
+    let Answering { vm, guest, facts, mut keys, on_medium } = loop {
         let tried = match lineage.begins_with() {
             Begin::Warm(earlier) => go_on(run, inputs, lineage, earlier).await,
             Begin::Cold(earlier) => boot(run, inputs, lineage, Some(earlier)).await,
@@ -51,6 +51,7 @@ pub(super) async fn start(
             Err(error) => fall_back(run, lineage, &error)?,
         }
     };
+    keys.facts = Some(facts.clone());
     lineage.logged_in_by(LineageKeys::Linux(keys));
     Ok(LinuxGuest { vm, guest, facts, on_medium, lease })
 }
@@ -147,9 +148,17 @@ async fn go_on(
         keys.host = old.host;
     }
     run.log.say("The machine goes on; connected to SSH!");
-    step.succeed("");
-
-    let facts = look(run, &vm, &guest).await?;
+    let facts = match old.facts {
+        Some(facts) => {
+            check_growth(run, &vm, &guest).await?;
+            step.succeed(facts.os_name.clone());
+            facts
+        }
+        None => {
+            step.succeed("");
+            look(run, &vm, &guest).await?
+        }
+    };
     Ok(Answering { vm, guest, facts, keys, on_medium })
 }
 

@@ -2,12 +2,13 @@
 //!
 //! | guest | kept | not kept |
 //! |--|--|--|
-//! | Linux | login and host key; what cloud-init knows that boot as | |
+//! | Linux | login and host key; what cloud-init knows that boot as; what the guest said of itself | |
 //! | Windows, account made by a build | account and its password, the administrator's, the certificate's digest | the nonce: each run has its own |
 //! | Windows, account of the image's own | account, the certificate's digest | the password: it is read from its file again |
 //!
 //! INVARIANT: they lie in one file of mode 0600, and go no further than the first command after the machine goes on.
 
+use kiln_guest::GuestFacts;
 use kiln_guest::keys::{KeyError, KeyPair};
 use kiln_guest::os::windows::renew::Passwords;
 use serde::{Deserialize, Serialize};
@@ -28,6 +29,9 @@ pub(crate) struct LinuxKeys {
     pub instance_id: String,
     pub login: KeyPair,
     pub host: KeyPair,
+    /// What the guest said after its first boot: a run that goes on works by that, as one from the start does. None:
+    /// written before they were kept.
+    pub facts: Option<GuestFacts>,
 }
 
 #[derive(Clone)]
@@ -66,6 +70,8 @@ struct WrittenLinux {
     instance_id: String,
     login: String,
     host: String,
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    facts: Option<GuestFacts>,
 }
 
 #[derive(Serialize, Deserialize)]
@@ -102,6 +108,7 @@ impl LinuxKeys {
             instance_id: instance_id.to_owned(),
             login: KeyPair::generate()?,
             host: KeyPair::generate()?,
+            facts: None,
         })
     }
 }
@@ -139,6 +146,7 @@ impl LineageKeys {
                     instance_id: keys.instance_id.clone(),
                     login: text(&keys.login)?,
                     host: text(&keys.host)?,
+                    facts: keys.facts.clone(),
                 }))
             }
             Self::Windows(keys) => {
@@ -164,12 +172,13 @@ impl LineageKeys {
         }
         match head.system {
             None => {
-                let written: WrittenLinux = read(bytes)?;
+                let mut written: WrittenLinux = read(bytes)?;
                 let key = |text: &str| KeyPair::from_private_openssh(text).map_err(|error| error.to_string());
                 Ok(Self::Linux(LinuxKeys {
                     instance_id: written.instance_id.clone(),
                     login: key(&written.login)?,
                     host: key(&written.host)?,
+                    facts: written.facts.take(),
                 }))
             }
             Some(System::Windows) => {
@@ -221,7 +230,16 @@ mod tests {
 
     #[test]
     fn they_survive_their_file_and_show_nothing() {
-        let keys = LinuxKeys::generate("run-1").unwrap();
+        let facts = GuestFacts {
+            boot_id: "6f0c0d9e".into(),
+            arch: "x86_64".into(),
+            os_name: "Debian".into(),
+            user: "packer".into(),
+            home: "/home/packer".into(),
+            sudo: kiln_guest::Sudo::Passwordless,
+            script_dir: None,
+        };
+        let keys = LinuxKeys { facts: Some(facts), ..LinuxKeys::generate("run-1").unwrap() };
         let bytes = LineageKeys::Linux(keys.clone()).to_bytes().unwrap();
         let again = LineageKeys::from_bytes(&bytes).unwrap();
         assert!(again.windows().is_none());
@@ -229,7 +247,11 @@ mod tests {
         assert_eq!(again.instance_id, "run-1");
         assert_eq!(again.login.public(), keys.login.public());
         assert_eq!(again.host.public(), keys.host.public());
+        assert_eq!(again.facts, keys.facts);
         assert!(!format!("{keys:?}").contains("PRIVATE"));
+        let older = LinuxKeys { facts: None, ..keys.clone() };
+        let older = LineageKeys::Linux(older).to_bytes().unwrap();
+        assert_eq!(LineageKeys::from_bytes(&older).unwrap().linux().unwrap().facts, None);
         let newer = String::from_utf8(bytes.to_vec()).unwrap().replace("\"format\":1", "\"format\":2");
         assert!(LineageKeys::from_bytes(newer.as_bytes()).unwrap_err().contains("newer"));
         assert_eq!(LineageKeys::from_bytes(b"hunter2").unwrap_err(), "its keys cannot be read");

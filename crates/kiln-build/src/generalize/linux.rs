@@ -73,16 +73,16 @@ async fn end_cloud_init(run: &Run, guest: &LinuxGuest) -> Result<(), BuildError>
 
 /// The service's hidden last customizer.
 async fn deprovision(run: &Run, guest: &mut LinuxGuest) -> Result<(), BuildError> {
-    let script = match overriding_script(run, guest).await? {
-        Some(script) => {
+    let script = match means(run, guest).await? {
+        Means::Script(script) => {
             run.log.say(format!("Deprovisioning with {OVERRIDE}:"));
             Some(script)
         }
-        None if guest.facts.waagent.is_some() => {
+        Means::Waagent => {
             run.log.say("Deprovisioning with the default command:");
             run.plan.deprovision.clone().map(String::into_bytes)
         }
-        None => {
+        Means::None => {
             let warning = "the guest has no waagent: it is not deprovisioned by it, only cleaned by Kiln \
                            (cloud-init, machine id, host keys, history); Azure will not provision it by its agent";
             run.journal.warn(warning);
@@ -121,20 +121,55 @@ async fn deprovision(run: &Run, guest: &mut LinuxGuest) -> Result<(), BuildError
     }
 }
 
-/// The script that a customizer left, if one did. It is taken out of the guest.
-async fn overriding_script(run: &Run, guest: &LinuxGuest) -> Result<Option<Vec<u8>>, BuildError> {
+/// What there is to deprovision the guest with.
+enum Means {
+    /// What a customizer left at [`OVERRIDE`]. It is taken out of the guest.
+    Script(Vec<u8>),
+    Waagent,
+    None,
+}
+
+/// Asked at the end: a customizer may have installed the agent, or removed it.
+async fn means(run: &Run, guest: &LinuxGuest) -> Result<Means, BuildError> {
+    // The default command looks for it there, too.
     let command = format!(
-        "if [ -f {OVERRIDE} ]; then echo yes; sudo -n cat {OVERRIDE} && sudo -n rm -f {OVERRIDE}; fi"
+        "if [ -f {OVERRIDE} ]; then echo {MEANS}script; sudo -n cat {OVERRIDE} && sudo -n rm -f {OVERRIDE}; \
+         elif (PATH=$PATH:/usr/local/sbin:/usr/sbin:/sbin; command -v waagent) > /dev/null; then echo {MEANS}waagent; \
+         else echo {MEANS}none; fi"
     );
     let output = exec(guest, &command, b"", &run.control, &run.control).await?.map_err(|source| {
-        BuildError::Guest { act: "read the deprovisioning script", source: source.into() }
+        BuildError::Guest { act: "look for the means to deprovision it", source: source.into() }
     })?;
-    let Some(script) = output.stdout.strip_prefix(b"yes\n") else { return Ok(None) };
-    if !output.success() || script.len() > OVERRIDE_CAP {
-        let detail = format!("{OVERRIDE} could not be read, or is larger than 1 MiB");
-        return Err(BuildError::Deprovision { detail, source: None });
+    let failed = |detail: String| BuildError::Deprovision { detail, source: None };
+    match parse_means(&output.stdout) {
+        Some(Means::Script(script)) if !output.success() || script.len() > OVERRIDE_CAP => {
+            Err(failed(format!("{OVERRIDE} could not be read, or is larger than 1 MiB")))
+        }
+        Some(means) => Ok(means),
+        None => {
+            let said = output.excerpt();
+            Err(failed(format!("the guest does not say what it can be deprovisioned with: {said}")))
+        }
     }
-    Ok(Some(script.to_vec()))
+}
+
+/// What comes before the answer.
+const MEANS: &str = "kiln-deprovision-with-";
+
+/// Reads past whatever a chatty login shell printed before.
+fn parse_means(stdout: &[u8]) -> Option<Means> {
+    let mut rest = stdout;
+    while !rest.is_empty() {
+        let end = rest.iter().position(|byte| *byte == b'\n').unwrap_or(rest.len());
+        let (line, behind) = (&rest[..end], rest.get(end + 1..).unwrap_or_default());
+        match line.strip_prefix(MEANS.as_bytes()) {
+            Some(b"script") => return Some(Means::Script(behind.to_vec())),
+            Some(b"waagent") => return Some(Means::Waagent),
+            Some(b"none") => return Some(Means::None),
+            _ => rest = behind,
+        }
+    }
+    None
 }
 
 /// Removes the build from the guest.
@@ -178,4 +213,21 @@ async fn exec(
     limit: &Control,
 ) -> Result<Result<ExecOutput, GuestError>, BuildError> {
     Ok(guest.vm.guard(control, guest.guest.exec(command, stdin, limit)).await?)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn the_means_are_read_past_a_chatty_shell() {
+        let script = b"Welcome!\nkiln-deprovision-with-script\n#!/bin/sh\nkiln-deprovision-with-none\n";
+        let Some(Means::Script(script)) = parse_means(script) else { panic!() };
+        assert_eq!(script, b"#!/bin/sh\nkiln-deprovision-with-none\n");
+        assert!(matches!(parse_means(b"kiln-deprovision-with-waagent\n"), Some(Means::Waagent)));
+        assert!(matches!(parse_means(b"Hi\nkiln-deprovision-with-none"), Some(Means::None)));
+        for nothing in ["", "Hi\n", "kiln-deprovision-with-"] {
+            assert!(parse_means(nothing.as_bytes()).is_none(), "{nothing:?}");
+        }
+    }
 }

@@ -26,12 +26,12 @@ pub(super) async fn run(
 ) -> Result<String, BuildError> {
     let failed = |detail: String| BuildError::Customizer { title: customizer.title(), detail, source: None };
     // Asked each time: an earlier customizer may have installed it.
-    let facts = guest
+    let pwsh = guest
         .vm
-        .guard(&run.control, guest.guest.facts(&run.control))
+        .guard(&run.control, guest.guest.program("pwsh", &run.control))
         .await?
         .map_err(|source| BuildError::Guest { act: "look for pwsh", source: source.into() })?;
-    let Some(pwsh) = facts.pwsh else {
+    let Some(pwsh) = pwsh else {
         return Err(failed(
             "the guest has no PowerShell (no pwsh on its PATH); install it with a Shell customizer before this one, \
              or start from an image that has it"
