@@ -10,9 +10,9 @@
 //! Dropping a home ends whatever of it still runs: a failed test leaves no guest behind.
 
 use std::collections::BTreeMap;
-use std::fs::File;
+use std::fs::{File, Permissions};
 use std::io::{BufRead as _, BufReader};
-use std::os::unix::fs::symlink;
+use std::os::unix::fs::{PermissionsExt as _, symlink};
 use std::path::{Path, PathBuf};
 use std::process::{Child, Command, Stdio};
 use std::sync::{Arc, Condvar, Mutex};
@@ -85,6 +85,24 @@ impl Kiln {
     pub fn env(mut self, name: &str, value: impl Into<String>) -> Self {
         self.environment.insert(name.to_owned(), value.into());
         self
+    }
+
+    /// With a QEMU that is another one to whoever looks: by its digest.
+    #[must_use]
+    pub fn with_another_qemu(self) -> Self {
+        let programs = self.path().join("another-qemu");
+        std::fs::create_dir(&programs).unwrap();
+        let path = settings::search_path();
+        let find = |name: &str| {
+            std::env::split_paths(&path).map(|dir| dir.join(name)).find(|file| file.is_file()).unwrap()
+        };
+        let other = programs.join("qemu-system-x86_64");
+        std::fs::write(&other, format!("#!/bin/sh\nexec {} \"$@\"\n", find("qemu-system-x86_64").display()))
+            .unwrap();
+        std::fs::set_permissions(&other, Permissions::from_mode(0o755)).unwrap();
+        symlink(find("qemu-img"), programs.join("qemu-img")).unwrap();
+        let path = format!("{}:{path}", programs.display());
+        self.env("PATH", path)
     }
 
     /// Runs the command by another one, for example `unshare -rn`.

@@ -134,4 +134,16 @@ fn a_build_goes_on_at_the_step_that_failed() {
         assert_ne!(keys(of_first)[secret], keys(new)[secret], "{secret}");
     }
     assert_eq!(keys(of_first)["certificateSha256"], keys(new)["certificateSha256"]);
+    a_kept_disk_is_booted(kiln);
+}
+
+/// Another QEMU reads no memory: the account, its password and the certificate of the kept disk are known.
+fn a_kept_disk_is_booted(kiln: Kiln) {
+    let kiln = kiln.with_another_qemu();
+    let began = seconds();
+    let ended = kiln.start_with(&two_steps("exit 0 # again"), &[]).wait_within(RUN_LIMIT).succeeded();
+    assert_said(&ended, "PowerShell \"first\" is reused: the disk as it was kept");
+    let done = ended.steps_done();
+    assert!(done.contains(&"boot".into()) && !done.contains(&"customize/1".into()), "{done:?}");
+    assert_whole(&ended.vhd(), began, kiln.path());
 }

@@ -1,6 +1,6 @@
 //! What is kept of a build, and what later builds make of it: with a guest that is up in seconds.
 
-use std::os::unix::fs::{FileExt as _, PermissionsExt as _, symlink};
+use std::os::unix::fs::{FileExt as _, PermissionsExt as _};
 use std::path::{Path, PathBuf};
 use std::time::Duration;
 
@@ -342,28 +342,12 @@ fn a_damaged_checkpoint_is_left_out_and_the_build_goes_another_way() {
     fifty(&Disk::open(&ended.vhd()));
 }
 
-/// A QEMU that is another one to every program that looks: by its digest.
-fn another_qemu(kiln: Kiln) -> (Kiln, tempfile::TempDir) {
-    let programs = tempfile::tempdir().unwrap();
-    let path = kiln_tests::settings::search_path();
-    let find = |name: &str| {
-        std::env::split_paths(&path).map(|dir| dir.join(name)).find(|file| file.is_file()).unwrap()
-    };
-    let other = programs.path().join("qemu-system-x86_64");
-    std::fs::write(&other, format!("#!/bin/sh\nexec {} \"$@\"\n", find("qemu-system-x86_64").display()))
-        .unwrap();
-    std::fs::set_permissions(&other, std::fs::Permissions::from_mode(0o755)).unwrap();
-    symlink(find("qemu-img"), programs.path().join("qemu-img")).unwrap();
-    let kiln = kiln.env("PATH", format!("{}:{path}", programs.path().display()));
-    (kiln, programs)
-}
-
 /// Another QEMU reads no memory, but a disk: of one that was flushed, all that the step wrote is there.
 #[test]
 fn another_qemu_boots_the_disk_that_was_kept() {
     let kiln = keeping();
     let _ = kiln.build(&two_steps("echo one")).succeeded();
-    let (kiln, _programs) = another_qemu(kiln);
+    let kiln = kiln.with_another_qemu();
     let ended = kiln.build(&two_steps("echo two")).succeeded();
     assert_has(&said(&ended), "Shell \"first\" is reused: the disk as it was kept");
     assert_has(&said(&ended), "its memory is of another machine or QEMU");
@@ -383,7 +367,7 @@ fn a_kept_disk_that_does_not_boot_gives_way_to_the_base_image() {
             .shell("second", [second, "sudo rm /etc/rc.d/off"])
     };
     let _ = kiln.build(&template("echo one")).succeeded();
-    let (kiln, _programs) = another_qemu(kiln);
+    let kiln = kiln.with_another_qemu();
     let ended = kiln.build(&template("echo two")).succeeded();
     assert_has(
         &ended.notices("warning").join("\n"),
