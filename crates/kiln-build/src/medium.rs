@@ -3,21 +3,25 @@
 //! is changed for them.
 //!
 //! ```text
-//!  Linux     one medium from the first boot on: seed and inputs. It stays: a cloud-init that finds its seed gone in a
-//!            later boot takes the machine for another one, and makes new host keys
+//!  Linux     boots with its seed; after the login a medium with the seed and the inputs takes its place, and stays: a
+//!            cloud-init that finds its seed gone in a later boot takes the machine for another one, and makes new host
+//!            keys
 //!  Windows   the answer file's medium goes after the login, as it has passwords; one with the inputs follows, and goes
 //!            before Sysprep, which looks for answer files on removable drives
 //! ```
+//! It is written while the machine comes up: copies of large files take their time, and nobody wants them before.
 //! Only what is still to be done is on it: a machine that an earlier run kept has what its customizers brought. The digest is
 //! checked inside, on the bytes as they lie on the guest's disk, whichever way they came. A guest that cannot read a medium
 //! gets its files over the connection, and so does each file that no medium can hold.
 
 use std::collections::BTreeMap;
+use std::path::Path;
 use std::sync::atomic::{AtomicBool, Ordering};
 
 use kiln_library::StoredInput;
+use kiln_model::event::Unit;
 use kiln_model::plan::{Customizer, CustomizerAction};
-use kiln_qemu::media::{Contents, FILE_LIMIT};
+use kiln_qemu::media::{Contents, FILE_LIMIT, MediaWriter};
 
 use crate::context::Run;
 use crate::error::BuildError;
@@ -76,8 +80,8 @@ impl OnMedium {
         self.files.is_empty()
     }
 
-    /// Name on the medium and contents, for its writer.
-    pub(crate) fn files(&self) -> Vec<(String, &StoredInput)> {
+    /// Name on the medium and contents.
+    fn placed(&self) -> Vec<(String, &StoredInput)> {
         self.files.iter().map(|(position, file)| (self.path(*position), file)).collect()
     }
 
@@ -106,6 +110,32 @@ impl OnMedium {
     }
 }
 
+/// Writes the medium with the inputs, and `more` beside them, to `path`.
+pub(crate) async fn write(
+    run: &Run,
+    path: &Path,
+    label: &str,
+    on_medium: &OnMedium,
+    more: &[(&str, Contents<'_>)],
+) -> Result<(), BuildError> {
+    let writer = MediaWriter::find(&run.settings.search_path).map_err(BuildError::Media)?;
+    let placed = on_medium.placed();
+    let mut contents: Vec<_> =
+        placed.iter().map(|(name, input)| (name.as_str(), Contents::File(&input.path))).collect();
+    contents.extend_from_slice(more);
+    if placed.is_empty() {
+        return writer.write(path, label, &contents, &run.control).await.map_err(BuildError::Media);
+    }
+    let total = placed.iter().map(|(_, input)| input.size).sum();
+    let step = run.journal.step("medium", format!("put {} file(s) on the machine's medium", placed.len()));
+    // A medium has a little more on it than its files.
+    let progress = |written: u64| step.progress(written.min(total), total, Unit::Bytes);
+    let written = writer.write_telling(path, label, &contents, &progress, &run.control);
+    written.await.map_err(BuildError::Media)?;
+    step.succeed(format!("{total} bytes"));
+    Ok(())
+}
+
 type Fetched<'a> = (&'a Customizer, &'a StoredInput);
 
 /// What goes on a medium, and what would if it were not too large for one.
@@ -120,11 +150,6 @@ fn chosen<'a>(
         .filter_map(|customizer| Some((customizer, inputs.get(customizer.position)?)))
         .filter(|(customizer, input)| scripts::is_file(&customizer.action, input.size))
         .partition(|(_, input)| input.size <= FILE_LIMIT)
-}
-
-/// What a medium's writer takes.
-pub(crate) fn contents<'a>(files: &'a [(String, &'a StoredInput)]) -> Vec<(&'a str, Contents<'a>)> {
-    files.iter().map(|(name, input)| (name.as_str(), Contents::File(&input.path))).collect()
 }
 
 /// How a file came into the guest.

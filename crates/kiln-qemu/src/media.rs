@@ -8,6 +8,7 @@ use std::ffi::OsStr;
 use std::io;
 use std::os::unix::fs::{DirBuilderExt as _, OpenOptionsExt as _, PermissionsExt as _};
 use std::path::{Component, Path, PathBuf};
+use std::time::Duration;
 
 use kiln_host::process::{Invocation, ProcessError, find_program};
 use kiln_host::wait::Control;
@@ -62,6 +63,8 @@ pub struct MediaWriter {
     xorriso: PathBuf,
 }
 
+/// xorriso's own word on how far it is comes once a second, and is for people.
+const TELL_EVERY: Duration = Duration::from_millis(250);
 /// 1980-01-01: the date of every file, and of the volume.
 const DATE: &str = "1980010100000000";
 const EPOCH: &str = "315532800";
@@ -85,6 +88,21 @@ impl MediaWriter {
         files: &[(&str, Contents<'_>)],
         control: &Control,
     ) -> Result<(), MediaError> {
+        self.write_telling(dest, label, files, &|_bytes| (), control).await
+    }
+
+    /// The same, telling now and then how many bytes of it are written.
+    ///
+    /// # Errors
+    /// Those of [`MediaWriter::write`].
+    pub async fn write_telling(
+        &self,
+        dest: &Path,
+        label: &str,
+        files: &[(&str, Contents<'_>)],
+        progress: &(dyn Fn(u64) + Send + Sync),
+        control: &Control,
+    ) -> Result<(), MediaError> {
         let allowed = |byte: &u8| byte.is_ascii_uppercase() || byte.is_ascii_digit() || b"-_".contains(byte);
         if label.is_empty() || label.len() > 32 || !label.as_bytes().iter().all(allowed) {
             return Err(MediaError::Label { label: label.into() });
@@ -106,10 +124,19 @@ impl MediaWriter {
             .args(["-iso-level", "3", "--set_all_file_dates", DATE, "-V", label, "-o"])
             .arg(&medium)
             .arg(&tree);
-        invocation
-            .run(control)
-            .await
-            .map_err(|source| MediaError::Xorriso { medium: dest.to_owned(), source })?;
+        let growing = async {
+            let mut tick = tokio::time::interval(TELL_EVERY);
+            loop {
+                tick.tick().await;
+                progress(std::fs::metadata(&medium).map_or(0, |written| written.len()));
+            }
+        };
+        tokio::select! {
+            written = invocation.run(control) => {
+                written.map_err(|source| MediaError::Xorriso { medium: dest.to_owned(), source })?;
+            }
+            () = growing => {}
+        }
         std::fs::set_permissions(&medium, std::fs::Permissions::from_mode(0o600)).map_err(write)?;
         std::fs::rename(&medium, dest).map_err(write)
     }
@@ -145,8 +172,6 @@ fn lay(tree: &Path, name: &str, contents: Contents<'_>, medium: &Path) -> Result
 
 #[cfg(test)]
 mod tests {
-    use std::time::Duration;
-
     use super::*;
 
     const FILES: [(&str, Contents<'_>); 3] = [

@@ -259,6 +259,16 @@ fn files_and_large_scripts_come_by_medium_or_over_the_connection() {
     ] {
         assert_eq!(events.matches(word).count(), times, "{word} in\n{events}");
     }
+    // Written while the machine comes up, which its seed alone is enough for.
+    let order: Vec<_> = ended
+        .events
+        .iter()
+        .map(|line| (line["event"]["kind"].as_str().unwrap(), line["event"]["step"]["id"].as_str()))
+        .filter(|(_, step)| matches!(step, Some("machine" | "connect" | "medium")))
+        .collect();
+    let at = |kind, step| order.iter().position(|event| *event == (kind, Some(step))).unwrap();
+    assert!(at("stepEnded", "machine") < at("stepStarted", "medium"), "{order:?}");
+    assert!(at("stepStarted", "medium") < at("stepEnded", "connect"), "{order:?}");
 }
 
 #[test]

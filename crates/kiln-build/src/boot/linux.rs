@@ -13,7 +13,7 @@ use kiln_qemu::disk::Overlay;
 use kiln_qemu::firmware::{Firmware, Ovmf};
 use kiln_qemu::host::Accelerator;
 use kiln_qemu::machine::{Hardware, Machine};
-use kiln_qemu::media::{CLOUD_INIT_LABEL, Contents, MediaWriter};
+use kiln_qemu::media::{CLOUD_INIT_LABEL, Contents};
 use kiln_qemu::vm::Vm;
 
 use super::state::put_back;
@@ -85,26 +85,40 @@ async fn boot(
     };
     // A name of its own: a disk that was kept is a new machine to cloud-init, which puts these keys in place.
     let keys = LinuxKeys::generate(run.request.run_id.as_str()).map_err(BuildError::Keys)?;
-    // Before the machine runs: a fast one looks for its seed sooner than a large medium is written.
-    let on_medium = OnMedium::choose(run, inputs, lineage.done()).await?;
-    let seed = write_medium(run, &on_medium, &keys).await?;
+    // A machine looks for its seed sooner than large inputs are written.
+    let seed = write_medium(run, &OnMedium::default(), &keys).await?;
     let machine = Machine { medium: Some(seed), ..machine(run, firmware(run)?, vec![overlay], None).await? };
     step.succeed("");
-    let vm = power_on(run, machine).await?;
+    let writing = async {
+        let on_medium = OnMedium::choose(run, inputs, lineage.done()).await?;
+        if !on_medium.is_empty() {
+            write_medium(run, &on_medium, &keys).await?;
+        }
+        Ok(on_medium)
+    };
+    let ((vm, guest), on_medium) = tokio::try_join!(up(run, machine, &keys), writing)?;
+    if !on_medium.is_empty() {
+        vm.insert_medium(&run.workspace.seed(), &run.control).await?;
+    }
 
+    let facts = look(run, &vm, &guest).await?;
+    Ok(Answering { vm, guest, facts, keys, on_medium })
+}
+
+/// Lets the machine run, and logs in.
+async fn up(run: &Run, machine: Machine, keys: &LinuxKeys) -> Result<(Vm, Guest), BuildError> {
+    let vm = power_on(run, machine).await?;
     let step = run.journal.step("connect", "wait for SSH");
     run.log.say("Waiting for SSH to become available...");
     run.log.say("Waiting for SSH, up to timeout: 20m0s");
-    let login = login(&vm, &keys, run).await?;
+    let login = login(&vm, keys, run).await?;
     vm.network_used(&run.control, NETWORK_LIMIT).await?;
     let control = run.control.within(CONNECT_LIMIT);
     let connect = Guest::connect(login, |_attempt| {}, &control);
     let guest = vm.guard(&run.control, connect).await?.map_err(|error| BuildError::Connect(error.into()))?;
     run.log.say("Connected to SSH!");
     step.succeed("");
-
-    let facts = look(run, &vm, &guest).await?;
-    Ok(Answering { vm, guest, facts, keys, on_medium })
+    Ok((vm, guest))
 }
 
 /// From a kept machine to this run's own.
@@ -162,16 +176,16 @@ async fn go_on(
     Ok(Answering { vm, guest, facts, keys, on_medium })
 }
 
-/// The medium of this machine: what cloud-init is told, and the run's files.
+/// The medium of this machine: what cloud-init is told, and the run's files. It takes the place of the one before, which a
+/// machine may hold still.
 async fn write_medium(run: &Run, on_medium: &OnMedium, keys: &LinuxKeys) -> Result<PathBuf, BuildError> {
     let files = seed::files(&keys.instance_id, &keys.login, &keys.host).map_err(BuildError::Keys)?;
     let path = run.workspace.seed();
-    let placed = on_medium.files();
-    let mut on_it = medium::contents(&placed);
-    on_it.push(("user-data", Contents::Bytes(files.user_data.as_bytes())));
-    on_it.push(("meta-data", Contents::Bytes(files.meta_data.as_bytes())));
-    let writer = MediaWriter::find(&run.settings.search_path).map_err(BuildError::Media)?;
-    writer.write(&path, CLOUD_INIT_LABEL, &on_it, &run.control).await.map_err(BuildError::Media)?;
+    let seed = [
+        ("user-data", Contents::Bytes(files.user_data.as_bytes())),
+        ("meta-data", Contents::Bytes(files.meta_data.as_bytes())),
+    ];
+    medium::write(run, &path, CLOUD_INIT_LABEL, on_medium, &seed).await?;
     Ok(path)
 }
 

@@ -78,8 +78,20 @@ pub(super) async fn start(
 ) -> Result<WindowsGuest, BuildError> {
     let writer = MediaWriter::find(&run.settings.search_path).map_err(BuildError::Media)?;
     let lease = base_in_use(run).await?;
-    let (vm, guest) = up(run, &account, &writer, lineage).await?;
-    let on_medium = change_medium(run, &vm, &writer, inputs, lineage.done()).await?;
+    let done = lineage.done();
+    let (up, on_medium) =
+        tokio::try_join!(up(run, &account, &writer, lineage), write_inputs(run, inputs, done))?;
+    let (vm, guest) = up;
+    // The answer file has done its work: customizers do not see the passwords on it.
+    vm.eject_medium(&run.control).await?;
+    let on_medium = match lineage.done() == done {
+        true => on_medium,
+        // What was kept was of no use: more is to be done.
+        false => write_inputs(run, inputs, lineage.done()).await?,
+    };
+    if !on_medium.is_empty() {
+        vm.insert_medium(&run.workspace.inputs_medium(), &run.control).await?;
+    }
     let facts = WindowsFacts::default();
     let mut guest = WindowsGuest { vm, guest, facts, boot: None, account, on_medium, lease };
 
@@ -444,22 +456,11 @@ async fn told_certificate(
     CertificatePin::from_sha256(&sha256).map_err(|error| no_word(&error.to_string()))
 }
 
-/// The answer file has done its work: customizers do not see the passwords on it. In its place comes what they want.
-async fn change_medium(
-    run: &Run,
-    vm: &Vm,
-    writer: &MediaWriter,
-    inputs: &Inputs,
-    done: usize,
-) -> Result<OnMedium, BuildError> {
-    vm.eject_medium(&run.control).await?;
+/// Writes the medium that the customizers after the first `done` want, if they do.
+async fn write_inputs(run: &Run, inputs: &Inputs, done: usize) -> Result<OnMedium, BuildError> {
     let on_medium = OnMedium::choose(run, inputs, done).await?;
     if !on_medium.is_empty() {
-        let (medium, files) = (run.workspace.inputs_medium(), on_medium.files());
-        let contents = medium::contents(&files);
-        let written = writer.write(&medium, INPUTS_LABEL, &contents, &run.control);
-        vm.guard(&run.control, written).await?.map_err(BuildError::Media)?;
-        vm.insert_medium(&medium, &run.control).await?;
+        medium::write(run, &run.workspace.inputs_medium(), INPUTS_LABEL, &on_medium, &[]).await?;
     }
     Ok(on_medium)
 }
