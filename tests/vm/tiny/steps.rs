@@ -147,8 +147,9 @@ fn a_guest_without_waagent_is_warned_about() {
 fn a_waagent_that_a_customizer_brought_deprovisions_the_guest() {
     let kiln = Kiln::new();
     let agent = "#!/bin/sh\\necho \"$@\" >> /srv/agent\\n";
-    let install = format!("printf '{agent}' > /usr/sbin/waagent && chmod +x /usr/sbin/waagent");
-    let ended = kiln.build(&tiny().shell("agent", [install.as_str()])).succeeded();
+    let install = format!("printf '{agent}' | sudo tee /usr/sbin/waagent");
+    let template = tiny().shell("agent", [install.as_str(), "sudo chmod 755 /usr/sbin/waagent"]);
+    let ended = kiln.build(&template).succeeded();
     assert!(ended.log().contains("Deprovisioning with the default command:"), "{}", ended.log());
     assert!(!ended.log().contains("WARNING"), "{}", ended.log());
     // The service's line: its version first, then the work.
