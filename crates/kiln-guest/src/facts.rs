@@ -16,13 +16,8 @@ use crate::step::{LETS_RUN, SCRIPT_DIRS, nonce};
 pub struct GuestFacts {
     /// Differs after every boot (`/proc/sys/kernel/random/boot_id`).
     pub boot_id: String,
-    /// `uname -m`, for instance `x86_64`.
-    pub arch: String,
     /// `PRETTY_NAME` of os-release(5), for instance `Debian GNU/Linux 12 (bookworm)`; empty where there is no such file.
     pub os_name: String,
-    /// The account we are, and its home.
-    pub user: String,
-    pub home: String,
     pub sudo: Sudo,
     /// The first of the usual directories that lets a script run; `None` when none does.
     pub script_dir: Option<String>,
@@ -81,10 +76,7 @@ fn parse(text: &str, marker: &str) -> Option<GuestFacts> {
     let mut take = |name: &str| found.remove(name).map(str::to_owned);
     Some(GuestFacts {
         boot_id: take("boot_id")?,
-        arch: take("arch").unwrap_or_default(),
         os_name: take("os_name").unwrap_or_default(),
-        user: take("user").unwrap_or_default(),
-        home: take("home").unwrap_or_default(),
         sudo: match take("sudo").as_deref() {
             Some("root") => Sudo::Root,
             Some("passwordless") => Sudo::Passwordless,
@@ -101,8 +93,8 @@ mod tests {
 
     #[test]
     fn facts_are_read_past_a_chatty_shell_and_missing_ones_are_none() {
-        let text = "Welcome!\nboot_id=fake\nM\nboot_id=abc\narch=x86_64\n\
-                    os_name=Debian GNU/Linux 12 (a=b)\nuser=kiln\nhome=/home/kiln\nsudo=passwordless\nscript_dir=\n";
+        let text = "Welcome!\nboot_id=fake\nM\nboot_id=abc\n\
+                    os_name=Debian GNU/Linux 12 (a=b)\nsudo=passwordless\nscript_dir=\n";
         let facts = parse(text, "M").unwrap();
         assert_eq!(facts.boot_id, "abc");
         assert_eq!(facts.os_name, "Debian GNU/Linux 12 (a=b)");

@@ -6,9 +6,6 @@ echo "$marker"
 say() { printf '%s=%s\n' "$1" "$2"; }
 
 say boot_id "$(cat /proc/sys/kernel/random/boot_id 2>/dev/null)"
-say arch "$(uname -m)"
-say user "$(id -un)"
-say home "$HOME"
 if [ -r /etc/os-release ]; then
   ( . /etc/os-release; say os_name "$PRETTY_NAME" )
 fi

@@ -79,6 +79,7 @@ mod tests {
         };
         let ended = run(&control, &progress, |line| -> io::Result<()> {
             for done in 1.. {
+                // Stands for a chunk of work.
                 std::thread::sleep(Duration::from_millis(1));
                 line.report(done)?;
             }

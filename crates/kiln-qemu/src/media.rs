@@ -124,19 +124,16 @@ impl MediaWriter {
             .args(["-iso-level", "3", "--set_all_file_dates", DATE, "-V", label, "-o"])
             .arg(&medium)
             .arg(&tree);
-        let growing = async {
-            let mut tick = tokio::time::interval(TELL_EVERY);
-            loop {
-                tick.tick().await;
-                progress(std::fs::metadata(&medium).map_or(0, |written| written.len()));
+        let writing = invocation.run(control);
+        tokio::pin!(writing);
+        let mut tick = tokio::time::interval(TELL_EVERY);
+        let written = loop {
+            tokio::select! {
+                written = &mut writing => break written,
+                _ = tick.tick() => progress(std::fs::metadata(&medium).map_or(0, |so_far| so_far.len())),
             }
         };
-        tokio::select! {
-            written = invocation.run(control) => {
-                written.map_err(|source| MediaError::Xorriso { medium: dest.to_owned(), source })?;
-            }
-            () = growing => {}
-        }
+        written.map_err(|source| MediaError::Xorriso { medium: dest.to_owned(), source })?;
         std::fs::set_permissions(&medium, std::fs::Permissions::from_mode(0o600)).map_err(write)?;
         std::fs::rename(&medium, dest).map_err(write)
     }

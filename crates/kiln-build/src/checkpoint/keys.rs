@@ -6,7 +6,8 @@
 //! | Windows, account made by a build | account and its password, the administrator's, the certificate's digest | the nonce: each run has its own |
 //! | Windows, account of the image's own | account, the certificate's digest | the password: it is read from its file again |
 //!
-//! INVARIANT: they lie in one file of mode 0600, and go no further than the first command after the machine goes on.
+//! INVARIANT: they lie in one file of mode 0600, and keys and passwords go no further than the first command after the
+//! machine goes on.
 
 use kiln_guest::GuestFacts;
 use kiln_guest::keys::{KeyError, KeyPair};
@@ -232,10 +233,7 @@ mod tests {
     fn they_survive_their_file_and_show_nothing() {
         let facts = GuestFacts {
             boot_id: "6f0c0d9e".into(),
-            arch: "x86_64".into(),
             os_name: "Debian".into(),
-            user: "packer".into(),
-            home: "/home/packer".into(),
             sudo: kiln_guest::Sudo::Passwordless,
             script_dir: None,
         };

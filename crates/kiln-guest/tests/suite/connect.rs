@@ -1,7 +1,6 @@
 use std::time::{Duration, Instant};
 
 use kiln_guest::{AttemptFailure, Guest, GuestError, KeyPair, Limits, Sudo};
-use kiln_host::process::Invocation;
 use kiln_host::wait::{Control, Interrupted};
 
 use crate::proxy::{Behaviour, Proxy};
@@ -14,9 +13,8 @@ async fn a_guest_tells_about_itself() {
     let facts = lab.guest.facts(&control()).await.unwrap();
     let boot_id = std::fs::read_to_string("/proc/sys/kernel/random/boot_id").unwrap();
     assert_eq!(facts.boot_id, boot_id.trim());
-    assert_eq!(facts.user, user());
-    assert_eq!(facts.home, lab.server.home().display().to_string());
-    assert_eq!(facts.arch, Invocation::new("uname").arg("-m").run_blocking().unwrap().stdout_text().trim());
+    let release = std::fs::read_to_string("/etc/os-release").unwrap();
+    assert!(!facts.os_name.is_empty() && release.contains(&facts.os_name), "{}", facts.os_name);
     assert!(facts.script_dir.is_some());
     if whoami_is_root() {
         assert_eq!(facts.sudo, Sudo::Root);

@@ -326,6 +326,7 @@ async fn a_step_that_ends_while_the_link_is_down_is_not_lost() {
     );
     let repair = async {
         lab.guest.link_lost().await;
+        // Long enough for a connection or two to be refused: those are no events here.
         tokio::time::sleep(Duration::from_secs(1)).await;
         lab.proxy.behave(crate::proxy::Behaviour::Pass);
     };
@@ -342,6 +343,7 @@ async fn a_step_is_started_once_whenever_the_link_breaks() {
         let ran = lab.server.home().join(format!("ran-{after}"));
         let script = format!("#!/bin/sh\necho x >> {}\nsleep 0.2\necho done\n", ran.display());
         let cut = async {
+            // Any moment of the start will do: what is between its events is what this is about.
             tokio::time::sleep(Duration::from_millis(after)).await;
             lab.proxy.cut();
         };

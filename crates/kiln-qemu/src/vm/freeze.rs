@@ -191,6 +191,7 @@ impl Vm {
             if answer["status"] != "finish-migrate" {
                 return Ok(());
             }
+            // No event to wait for, as said above.
             control.sleep(FINALIZED_AGAIN).await?;
         }
     }
